@@ -1,0 +1,60 @@
+"""What `auto` picks: preference as data, set from measurements, ending in `torch`.
+
+Each rule names who is tried before `torch`, where. Where no rule matches, nothing was measured and `torch` serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from .dispatch import Call
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`order` serves `op` on a type of device, an instruction set and sizes (inclusive ranges) where it was measured faster."""
+
+    op: str
+    device: str
+    isas: frozenset[str]
+    dtypes: frozenset[torch.dtype]
+    order: tuple[str, ...]
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def matches(self, call: Call, isa: str) -> bool:
+        """Whether this rule speaks of `call` on a machine with that instruction set."""
+        return (
+            call.op == self.op
+            and call.device_type == self.device
+            and isa in self.isas
+            and call.dtype in self.dtypes
+            and all(self.dims[name][0] <= size <= self.dims[name][1] for name, size in call.dims if name in self.dims)
+        )
+
+
+RULES: tuple[Rule, ...] = ()
+
+
+@lru_cache(maxsize=1)
+def cpu_isa() -> str:
+    """The instruction set PyTorch found on this CPU: DEFAULT, AVX2, AVX512, ..."""
+    return str(torch.backends.cpu.get_cpu_capability())
+
+
+def order(call: Call) -> tuple[str, ...]:
+    """Backends that `auto` tries for `call`, fastest first; always ends in `torch`."""
+    for rule in RULES:
+        if rule.matches(call, cpu_isa()):
+            return (*rule.order, "torch")
+    return ("torch",)
+
+
+def measured(device_type: str) -> bool:
+    """Whether any rule speaks of this type of device."""
+    return any(rule.device == device_type for rule in RULES)
