@@ -233,7 +233,7 @@ class Op:
         self._bound: dict[str, BoundOp] = {}
         self._flatten = _flattener(signature)
         _ops[self.name] = self
-        self.auto = self.on("auto")
+        self.auto = BoundOp(self, ("auto",))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.auto(*args, **kwargs)
@@ -248,13 +248,14 @@ class Op:
             ValueError: the spec names an unknown backend or op.
             BackendError: from the calls that follow, when no named backend can serve them.
         """
-        parsed = parse_spec(spec) if isinstance(spec, str) else spec
-        bound = self._bound.get(parsed.text)
+        if torch.compiler.is_compiling():
+            return BoundOp(self, tuple(_order_while_tracing(self.name, spec).split(",")))
+        text = spec if isinstance(spec, str) else spec.text
+        bound = self._bound.get(text)
         if bound is None:
-            for name in parsed.per_op:
-                if _ops and name not in all_ops():
-                    raise ValueError(unknown("op", name, all_ops()))
-            bound = self._bound[parsed.text] = BoundOp(self, parsed.order(self.name))
+            parsed = parse_spec(spec) if isinstance(spec, str) else spec
+            _check_ops(parsed)
+            bound = self._bound[text] = BoundOp(self, parsed.order(self.name))
         return bound
 
     def flatten(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -337,9 +338,7 @@ class Kernels:
         parsed = parse_spec(spec) if isinstance(spec, str) else spec
         self.spec = parsed.text
         self.strict = strict
-        for name in parsed.per_op:
-            if name not in all_ops():
-                raise ValueError(unknown("op", name, all_ops()))
+        _check_ops(parsed)
         if not strict:
             default = (*parsed.default, "torch")
             parsed = replace(parsed, text=f"{parsed.text} or torch", default=default,
@@ -368,12 +367,25 @@ def bind(spec: str | Spec = "auto", *, strict: bool = False) -> Kernels:
 
 
 @torch.compiler.assume_constant_result
+def _order_while_tracing(op: str, spec: str | Spec) -> str:
+    parsed = parse_spec(spec) if isinstance(spec, str) else spec
+    _check_ops(parsed)
+    return ",".join(parsed.order(op))
+
+
+@torch.compiler.assume_constant_result
 def _chosen_while_tracing(op: str, order: Any, device: Any, dtype: Any, grad: bool, dims: Any, features: Any) -> str:
     call = Call(op, str(device), dtype, grad, tuple(dims), tuple(features), _sm(device))
     impl = choose(call, order)
     if impl.fwd:
         autograd.register_operators(all_ops()[op], impl)
     return impl.backend
+
+
+def _check_ops(spec: Spec) -> None:
+    for name in spec.per_op:
+        if name not in all_ops():
+            raise ValueError(unknown("op", name, all_ops()))
 
 
 def _autocast(op: Op, flat: tuple[Any, ...]) -> tuple[Any, ...]:
