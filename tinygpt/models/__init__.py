@@ -1,0 +1,1 @@
+"""Models, all on `tinygpt_kernels` ops."""
