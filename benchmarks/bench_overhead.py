@@ -1,0 +1,59 @@
+"""What choosing a backend costs: an op's call minus the bare kernel function's, against the bars the interface promises.
+
+    pytest benchmarks/bench_overhead.py --benchmark-only
+
+The kernel here does nothing, so that nothing but the interface is left. Bars: 10 µs without gradient, 30 µs with.
+"""
+
+import statistics
+import time
+
+import pytest
+import torch
+from tinygpt_kernels import dispatch, ops
+
+BARS_US = {"without gradient": 10.0, "with gradient": 30.0}
+
+
+@pytest.fixture
+def empty(monkeypatch):
+    """layer_norm on a backend that computes nothing."""
+    monkeypatch.setattr(dispatch, "_impls", dict(dispatch._impls))
+    monkeypatch.setattr(dispatch, "_backends", dict(dispatch._backends))
+    monkeypatch.setitem(dispatch.BUILTIN, "empty", "empty")
+    row = torch.zeros(4)
+
+    def fwd(x, weight, bias, eps, *, out=None):
+        return x.detach(), row, row
+
+    def bwd(dy, x, weight, bias, mean, rstd, eps, *, needs, out=None):
+        return dy, weight, bias
+
+    dispatch.register_backend("empty")
+    dispatch.register(dispatch.Impl("layer_norm", "empty", fwd=fwd, bwd=bwd))
+    return fwd, dispatch.BoundOp(ops.layer_norm, ("empty",))
+
+
+def interleaved(functions, rounds=30, calls=300):
+    """Median time per call in µs of each function, taken in turns."""
+    times = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, found in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            found.append((time.perf_counter() - start) / calls * 1e6)
+    return [statistics.median(found) for found in times]
+
+
+@pytest.mark.parametrize("kind", list(BARS_US))
+def test_overhead(empty, kind, benchmark):
+    fwd, bound = empty
+    x, weight, bias = torch.randn(4, 16), torch.ones(16), torch.zeros(16)
+    for tensor in (x, weight, bias):
+        tensor.requires_grad_(kind == "with gradient")
+    raw, through = interleaved([lambda: fwd(x, weight, bias, 1e-5), lambda: bound(x, weight, bias)])
+    benchmark(bound, x, weight, bias)
+    benchmark.extra_info["overhead_us"] = through - raw
+    print(f"\nlayer_norm {kind}: {through - raw:.1f} µs above the kernel function, of {BARS_US[kind]:.0f} allowed")
+    assert through - raw <= BARS_US[kind]
