@@ -10,7 +10,8 @@ import time
 
 import pytest
 import torch
-from tinygpt_kernels import dispatch, ops
+
+from tinygpt_kernels import dispatch, op, ops
 
 BARS_US = {"without gradient": 10.0, "with gradient": 30.0}
 
@@ -18,8 +19,8 @@ BARS_US = {"without gradient": 10.0, "with gradient": 30.0}
 @pytest.fixture
 def empty(monkeypatch):
     """layer_norm on a backend that computes nothing."""
-    monkeypatch.setattr(dispatch, "_impls", dict(dispatch._impls))
-    monkeypatch.setattr(dispatch, "_backends", dict(dispatch._backends))
+    monkeypatch.setattr(dispatch, "impls", dict(dispatch.impls))
+    monkeypatch.setattr(dispatch, "backends", dict(dispatch.backends))
     monkeypatch.setitem(dispatch.BUILTIN, "empty", "empty")
     row = torch.zeros(4)
 
@@ -31,7 +32,7 @@ def empty(monkeypatch):
 
     dispatch.register_backend("empty")
     dispatch.register(dispatch.Impl("layer_norm", "empty", fwd=fwd, bwd=bwd))
-    return fwd, dispatch.BoundOp(ops.layer_norm, ("empty",))
+    return fwd, op.BoundOp(ops.layer_norm, ("empty",))
 
 
 def interleaved(functions, rounds=30, calls=300):

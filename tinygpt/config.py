@@ -165,11 +165,17 @@ PRESETS: dict[str, RunConfig] = {
     ),
     "gpt2": RunConfig(
         preset="gpt2",
-        model=ModelConfig(layers=12, heads=12, width=768, block_size=1024, bias=True, gelu="tanh",
-                          vocab_multiple=64),
+        model=ModelConfig(layers=12, heads=12, width=768, block_size=1024, bias=True, gelu="tanh", vocab_multiple=64),
         optim=OptimConfig(lr=6e-4, min_lr=6e-5, warmup=2000, beta2=0.95),
-        training=TrainingConfig(steps=600_000, batch_size=12, accumulate=40, eval_every=2000, checkpoint_every=2000,
-                                eval_batches=100, sample_every=2000),  # fmt: skip
+        training=TrainingConfig(
+            steps=600_000,
+            batch_size=12,
+            accumulate=40,
+            eval_every=2000,
+            checkpoint_every=2000,
+            eval_batches=100,
+            sample_every=2000,
+        ),  # fmt: skip
     ),
 }
 
@@ -290,4 +296,3 @@ def _coerce(key: str, value: Any, hint: Any, where: str) -> Any:
         wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
         raise UserError(f"{where}: {key} must be {wanted}, not {value!r}")
     return value
-

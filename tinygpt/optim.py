@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable
 
 import torch
-from tinygpt_kernels import Kernels
 from torch import Tensor, nn
+
+from tinygpt_kernels import Kernels
 
 from .config import OptimConfig
 
@@ -66,7 +67,11 @@ class AdamW:
 
     def state_dict(self) -> dict[str, object]:
         """Step count and moments."""
-        return {"step": self.step_count, "exp_avgs": dict(self.exp_avgs), "exp_avg_sqs": dict(self.exp_avg_sqs)}
+        return {
+            "step": self.step_count,
+            "exp_avgs": dict(self.exp_avgs),
+            "exp_avg_sqs": dict(self.exp_avg_sqs),
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Copy step count and moments in; shapes and names must be this model's.
@@ -81,10 +86,14 @@ class AdamW:
             theirs = state[key]
             assert isinstance(theirs, dict)
             if theirs.keys() != mine.keys():
-                raise ValueError(f"optimizer state {key} belongs to another model: {sorted(theirs.keys() ^ mine.keys())[:3]}")
+                raise ValueError(
+                    f"optimizer state {key} belongs to another model: {sorted(theirs.keys() ^ mine.keys())[:3]}"
+                )
             for name, moment in mine.items():
                 if theirs[name].shape != moment.shape:
-                    raise ValueError(f"optimizer state {key}[{name}] is {tuple(theirs[name].shape)}, not {tuple(moment.shape)}")
+                    raise ValueError(
+                        f"optimizer state {key}[{name}] is {tuple(theirs[name].shape)}, not {tuple(moment.shape)}"
+                    )
                 moment.copy_(theirs[name])
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ops
-    from .dispatch import BackendError, Impl, Kernels, bind, register, register_backend
+    from .dispatch import BackendError, Impl, register, register_backend
+    from .op import Kernels, bind
 
 __all__ = ["BackendError", "Impl", "Kernels", "bind", "ops", "register", "register_backend"]
 
-_HOME = {name: "dispatch" for name in ("BackendError", "Impl", "Kernels", "bind", "register", "register_backend")}
+_HOME = dict.fromkeys(("BackendError", "Impl", "Kernels", "bind", "register", "register_backend"), "dispatch")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from .dispatch import Impl, Op
+    from .dispatch import Impl
+    from .op import Op
 
 _LIBRARY = torch.library.Library("tinygpt_kernels", "DEF")
 _registered: set[str] = set()
@@ -100,7 +101,9 @@ def register_operators(op: Op, impl: Impl) -> str:
         return values[0] if len(values) == 1 else values
 
     def fake(*flat: Any) -> Any:
-        return single(tuple(torch.empty_like(r, memory_format=torch.contiguous_format) for r in reference_pair(op)[0](*flat)))
+        return single(
+            tuple(torch.empty_like(r, memory_format=torch.contiguous_format) for r in reference_pair(op)[0](*flat))
+        )
 
     _LIBRARY.define(f"{name}({', '.join(types)}) -> ({', '.join(['Tensor'] * results)})")
     _LIBRARY.impl(name, lambda *flat: single(fwd(*flat)), "CompositeExplicitAutograd")
@@ -120,7 +123,13 @@ def register_operators(op: Op, impl: Impl) -> str:
                             for a, need in zip(arguments, needs, strict=True)))  # fmt: skip
 
     gradients = [f"Tensor grad_{i}" for i in range(op.outputs)]
-    arguments = [*gradients, *(types[i] for i in op.tensors), *kept, *(types[i] for i in others), "bool[] needs"]
+    arguments = [
+        *gradients,
+        *(types[i] for i in op.tensors),
+        *kept,
+        *(types[i] for i in others),
+        "bool[] needs",
+    ]
     _LIBRARY.define(f"{name}_bwd({', '.join(arguments)}) -> ({', '.join(['Tensor'] * len(op.tensors))})")
     _LIBRARY.impl(f"{name}_bwd", backward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tinygpt_kernels::{name}_bwd", backward_fake, lib=_LIBRARY)
@@ -140,7 +149,9 @@ def register_operators(op: Op, impl: Impl) -> str:
             result[i] = gradient if need else None
         return tuple(result)
 
-    torch.library.register_autograd(f"tinygpt_kernels::{name}", differentiate, setup_context=setup_context, lib=_LIBRARY)
+    torch.library.register_autograd(
+        f"tinygpt_kernels::{name}", differentiate, setup_context=setup_context, lib=_LIBRARY
+    )
     return name
 
 
@@ -158,7 +169,9 @@ def reference_pair(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def bwd(*flat: Any, needs: tuple[bool, ...], out: tuple[torch.Tensor | None, ...] | None = None) -> Any:
         grads, rest = flat[: op.outputs], flat[op.outputs :]
-        tensors = [t.detach().requires_grad_(need) if t is not None else None for t, need in zip(rest, needs, strict=False)]
+        tensors = [
+            t.detach().requires_grad_(need) if t is not None else None for t, need in zip(rest, needs, strict=False)
+        ]
         kept = op.saved + (op.outputs if op.saves_outputs else 0)
         others = iter(rest[len(op.tensors) + kept :])
         by_place = dict(zip(op.tensors, tensors, strict=True))
@@ -166,7 +179,10 @@ def reference_pair(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
         with torch.enable_grad():
             found = iter(torch.autograd.grad(op.run_reference(arguments)[: op.outputs], wanted, grads))
-        return copied(tuple(next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)), out)
+        return copied(
+            tuple(next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)),
+            out,
+        )
 
     return fwd, bwd
 

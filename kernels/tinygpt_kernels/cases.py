@@ -117,7 +117,9 @@ def _attention_qkv(B: int, T: int, H: int, K: int, D: int, **options: Any) -> Ca
     return make
 
 
-def _losses(R: int, V: int, C: int | None, *, ignored: int = 0, scale: float = 3.0, **options: Any) -> Callable[[Draw], Any]:
+def _losses(
+    R: int, V: int, C: int | None, *, ignored: int = 0, scale: float = 3.0, **options: Any
+) -> Callable[[Draw], Any]:
     def make(draw: Draw) -> Any:
         keywords = dict(options)
         if "denominator" in keywords:
@@ -125,7 +127,9 @@ def _losses(R: int, V: int, C: int | None, *, ignored: int = 0, scale: float = 3
         vocab = keywords.get("vocab") or V
         targets = draw.integers(vocab, R)
         if ignored:
-            targets[torch.randperm(R, generator=draw.generator)[:ignored].to(targets.device)] = keywords.get("ignore_index", -100)
+            targets[torch.randperm(R, generator=draw.generator)[:ignored].to(targets.device)] = keywords.get(
+                "ignore_index", -100
+            )
         if C is None:
             return (draw.normal(R, V, scale=scale), targets), keywords
         return (draw.normal(R, C), draw.normal(V, C, scale=scale * C**-0.5), targets), keywords
@@ -133,7 +137,9 @@ def _losses(R: int, V: int, C: int | None, *, ignored: int = 0, scale: float = 3
     return make
 
 
-def _embedding(B: int, T: int, V: int, C: int, *, position: bool = True, positions: bool = False, scale: float = 1.0) -> Any:
+def _embedding(
+    B: int, T: int, V: int, C: int, *, position: bool = True, positions: bool = False, scale: float = 1.0
+) -> Any:
     def make(draw: Draw) -> Any:
         tokens = draw.integers(V, B, T)
         tokens[:, ::2] = tokens[:, :1].clone()  # repeated tokens: their gradients must add up
@@ -146,12 +152,19 @@ def _embedding(B: int, T: int, V: int, C: int, *, position: bool = True, positio
 
 def _decode(B: int, S: int, H: int, K: int, D: int, lengths: list[int]) -> Callable[[Draw], Any]:
     def make(draw: Draw) -> Any:
-        return (draw.normal(B, H, D), draw.normal(B, S, K, D), draw.normal(B, S, K, D), draw.tensor(lengths)), {}
+        return (
+            draw.normal(B, H, D),
+            draw.normal(B, S, K, D),
+            draw.normal(B, S, K, D),
+            draw.tensor(lengths),
+        ), {}
 
     return make
 
 
-def _adamw(shapes: list[tuple[int, ...]], *, step: int, weight_decay: float, grad_scale: float = 1.0) -> Callable[[Draw], Any]:
+def _adamw(
+    shapes: list[tuple[int, ...]], *, step: int, weight_decay: float, grad_scale: float = 1.0
+) -> Callable[[Draw], Any]:
     def make(draw: Draw) -> Any:
         lists = ([draw.normal(*s) for s in shapes], [draw.normal(*s) for s in shapes],
                  [draw.normal(*s, scale=0.1) for s in shapes], [draw.positive(*s) for s in shapes])  # fmt: skip
@@ -220,9 +233,18 @@ CASES: tuple[Case, ...] = (
     Case("cross_entropy", "17x65 large logits", _losses(17, 65, None, scale=80.0, ignored=3, ignore_index=3)),
     Case("linear_cross_entropy", "1x17x65", _losses(1, 65, 17)),
     Case("linear_cross_entropy", "129x64x97 ignored", _losses(129, 97, 64, ignored=30)),
-    Case("linear_cross_entropy", "63x128x128 padded, smoothed", _losses(63, 128, 128, vocab=100, label_smoothing=0.1)),
+    Case(
+        "linear_cross_entropy",
+        "63x128x128 padded, smoothed",
+        _losses(63, 128, 128, vocab=100, label_smoothing=0.1),
+    ),
     Case("adamw_", "first step", _adamw(_SHAPES, step=1, weight_decay=0.1), differentiable=False),
-    Case("adamw_", "later, scaled", _adamw(_SHAPES, step=1000, weight_decay=0.0, grad_scale=0.25), differentiable=False),
+    Case(
+        "adamw_",
+        "later, scaled",
+        _adamw(_SHAPES, step=1000, weight_decay=0.0, grad_scale=0.25),
+        differentiable=False,
+    ),
     Case("clip_grad_norm_", "clipped", _clip(_SHAPES, 1.0), differentiable=False),
     Case("clip_grad_norm_", "left alone", _clip(_SHAPES, 1e6), differentiable=False),
 )

@@ -21,7 +21,9 @@ def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> T
     return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps).to(x.dtype)
 
 
-def _add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def _add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
     h = x + residual
     return _layer_norm(h, weight, bias, eps), h
 
@@ -52,7 +54,9 @@ def _gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     return F.gelu(x if bias is None else x + bias.to(x.dtype), approximate=approximate)
 
 
-def _embedding(tokens: Tensor, token: Tensor, position: Tensor | None, positions: Tensor | None, scale: float) -> Tensor:
+def _embedding(
+    tokens: Tensor, token: Tensor, position: Tensor | None, positions: Tensor | None, scale: float
+) -> Tensor:
     x = F.embedding(tokens, token)
     if scale != 1.0:
         x = x * scale
@@ -92,7 +96,9 @@ def _clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-_SEEDED = {"seeded dropout": "draws its dropout mask from PyTorch's generator and cannot take a seed; leave the seed out"}
+_SEEDED = {
+    "seeded dropout": "draws its dropout mask from PyTorch's generator and cannot take a seed; leave the seed out"
+}
 _FLOAT = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 register_backend("torch")

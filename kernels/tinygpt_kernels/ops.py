@@ -21,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import Impl, Op, register, register_backend
+from . import contracts
+from .contracts import Description
+from .dispatch import Impl, register, register_backend
+from .op import Op
 from .philox import keep_mask
 
 _ANY_FLOAT = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-Description = tuple[Tensor, tuple[tuple[str, int], ...], tuple[str, ...]]
 
 
 def op(describe: Callable[..., Description], **contract: Any) -> Callable[[Callable[..., Any]], Op]:
@@ -48,26 +50,10 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 # ---------------------------------------------------------------------------------------------------------------- norms
 
 
-def _describe_layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
-    if x.dim() == 0 or weight.shape != x.shape[-1:] or (bias is not None and bias.shape != weight.shape):
-        raise ValueError(
-            f"layer_norm: x {tuple(x.shape)} needs weight and bias of its last dimension, "
-            f"got {tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
-        )
-    if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
-        raise ValueError(f"layer_norm: weight is {weight.dtype}; it must be {x.dtype}, as x is, or torch.float32")
-    return x, (("C", x.shape[-1]),), ()
-
-
-@op(_describe_layer_norm, saved=2)
+@op(contracts.layer_norm, saved=2)
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Any:
     """Normalise each row to mean 0 and variance 1, then scale and shift (Ba, Kiros, Hinton 2016, eq. 4).
 
@@ -95,13 +81,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     return y.to(x.dtype).view(x.shape), mean, rstd
 
 
-def _describe_add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
-    _require(x.shape == residual.shape and x.dtype == residual.dtype,
-             f"add_layer_norm: x {tuple(x.shape)} {x.dtype} and residual {tuple(residual.shape)} {residual.dtype} must be alike")  # fmt: skip
-    return _describe_layer_norm(x, weight, bias, eps)
-
-
-@op(_describe_add_layer_norm, outputs=2, saved=2)
+@op(contracts.add_layer_norm, outputs=2, saved=2)
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Any:
     """The residual addition and the norm that follows it: h = x + residual, y = layer_norm(h).
 
@@ -120,38 +100,7 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | N
 # ------------------------------------------------------------------------------------------------------------ attention
 
 
-def _describe_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None,
-                        kv_lengths: Tensor | None, dropout_p: float, seed: Tensor | None) -> Description:  # fmt: skip
-    fits = (
-        q.dim() == k.dim() == v.dim() == 4 and k.shape == v.shape and q.shape[0] == k.shape[0]
-        and q.shape[3] == k.shape[3] and k.shape[2] > 0 and q.shape[2] % k.shape[2] == 0
-    )  # fmt: skip
-    if not fits or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"attention: q [B,T,H,D] {tuple(q.shape)} {q.dtype}, k and v [B,S,K,D] {tuple(k.shape)} {k.dtype}, "
-            f"{tuple(v.shape)} {v.dtype}: B, D and dtypes must be equal, k and v alike, H a multiple of K"
-        )
-    dims = (("D", q.shape[3]), ("H", q.shape[2]), ("K", k.shape[2]), ("T", q.shape[1]), ("S", k.shape[1]))
-    return q, dims, _attention_features(q, causal, kv_lengths, dropout_p, seed)
-
-
-def _attention_features(q: Tensor, causal: bool, kv_lengths: Tensor | None, p: float, seed: Tensor | None) -> tuple[str, ...]:
-    if not p and kv_lengths is None:
-        return ("causal",) if causal else ()
-    _require(0.0 <= p < 1.0, f"attention: dropout_p is {p}; it must be at least 0 and below 1")
-    _require(kv_lengths is None or kv_lengths.shape == q.shape[:1],
-             f"attention: kv_lengths must be [B] = [{q.shape[0]}]")  # fmt: skip
-    _require(seed is None or (seed.numel() == 1 and seed.dtype == torch.int64),
-             "attention: seed must be an int64 tensor of one element")  # fmt: skip
-    features = ["causal"] if causal else []
-    if kv_lengths is not None:
-        features.append("kv_lengths")
-    if p:
-        features.append("dropout" if seed is None else "seeded dropout")
-    return tuple(features)
-
-
-@op(_describe_attention, saved=1, saves_outputs=True, autocasts=("q", "k", "v"))
+@op(contracts.attention, saved=1, saves_outputs=True, autocasts=("q", "k", "v"))
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None = None,
               kv_lengths: Tensor | None = None, dropout_p: float = 0.0, seed: Tensor | None = None) -> Any:  # fmt: skip
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1): softmax(q kᵀ · scale) v.
@@ -199,17 +148,7 @@ def visible_keys(T: int, S: int, causal: bool, kv_lengths: Tensor | None, device
     return valid & (key <= own[:, None, :, None])
 
 
-def _describe_attention_qkv(qkv: Tensor, heads: int, kv_heads: int, causal: bool, scale: float | None,
-                            kv_lengths: Tensor | None, dropout_p: float, seed: Tensor | None) -> Description:  # fmt: skip
-    if qkv.dim() != 4 or heads < 1 or kv_heads < 1 or heads % kv_heads or qkv.shape[2] != heads + 2 * kv_heads:
-        raise ValueError(
-            f"attention_qkv: qkv {tuple(qkv.shape)} must be [B, T, {heads} + 2*{kv_heads}, D], kv_heads dividing heads"
-        )
-    dims = (("D", qkv.shape[3]), ("H", heads), ("K", kv_heads), ("T", qkv.shape[1]), ("S", qkv.shape[1]))
-    return qkv, dims, _attention_features(qkv, causal, kv_lengths, dropout_p, seed)
-
-
-@op(_describe_attention_qkv, saved=1, saves_outputs=True, autocasts=("qkv",))
+@op(contracts.attention_qkv, saved=1, saves_outputs=True, autocasts=("qkv",))
 def attention_qkv(qkv: Tensor, heads: int, kv_heads: int, *, causal: bool = True, scale: float | None = None,
                   kv_lengths: Tensor | None = None, dropout_p: float = 0.0, seed: Tensor | None = None) -> Any:  # fmt: skip
     """Self-attention on the packed projection, read in place: no transpose, no copy, and one packed gradient.
@@ -222,15 +161,12 @@ def attention_qkv(qkv: Tensor, heads: int, kv_heads: int, *, causal: bool = True
         [B, T, heads, D]. Saved: lse [B, heads, T].
     """
     q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
-    return attention.reference(q, k, v, causal=causal, scale=scale, kv_lengths=kv_lengths, dropout_p=dropout_p, seed=seed)
+    return attention.reference(
+        q, k, v, causal=causal, scale=scale, kv_lengths=kv_lengths, dropout_p=dropout_p, seed=seed
+    )
 
 
-def _describe_decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None) -> Description:
-    _require(q.dim() == 3, f"decode_attention: q must be [B, H, D], one new token a row, got {tuple(q.shape)}")
-    return _describe_attention(q[:, None], k_cache, v_cache, False, scale, lengths, 0.0, None)
-
-
-@op(_describe_decode_attention)
+@op(contracts.decode_attention)
 def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None = None) -> Any:
     """Attention of one new token per row against its own length of cache.
 
@@ -247,14 +183,7 @@ def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tenso
 # ------------------------------------------------------------------------------------------------- activation, embedding
 
 
-def _describe_gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Description:
-    _require(approximate in ("none", "tanh"), f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
-    _require(x.dim() > 0 and (bias is None or bias.shape == x.shape[-1:]),
-             f"gelu: bias must have x's last dimension, x is {tuple(x.shape)}")  # fmt: skip
-    return x, (("C", x.shape[-1]),), ("bias",) if bias is not None else ()
-
-
-@op(_describe_gelu)
+@op(contracts.gelu)
 def gelu(x: Tensor, bias: Tensor | None = None, approximate: str = "none") -> Any:
     """Bias add and GELU in one pass (Hendrycks, Gimpel 2016): z Φ(z) with z = x + bias.
 
@@ -275,20 +204,7 @@ def gelu(x: Tensor, bias: Tensor | None = None, approximate: str = "none") -> An
     return y.to(x.dtype)
 
 
-def _describe_embedding(tokens: Tensor, token: Tensor, position: Tensor | None, positions: Tensor | None, scale: float) -> Description:
-    _require(tokens.dim() == 2 and not tokens.is_floating_point(),
-             f"embedding: tokens must be integers [B, T], got {tuple(tokens.shape)} {tokens.dtype}")  # fmt: skip
-    if position is not None:
-        _require(position.shape[1:] == token.shape[1:] and position.dtype == token.dtype,
-                 "embedding: the two tables must have the same channels and dtype")  # fmt: skip
-        _require(positions is not None or tokens.shape[1] <= position.shape[0],
-                 f"embedding: {tokens.shape[1]} tokens a row, but the position table holds {position.shape[0]}")  # fmt: skip
-    _require(positions is None or (position is not None and positions.shape == tokens.shape),
-             "embedding: positions must be [B, T] like tokens, and need a position table")  # fmt: skip
-    return token, (("C", token.shape[1]), ("V", token.shape[0])), ("positions",) if positions is not None else ()
-
-
-@op(_describe_embedding)
+@op(contracts.embedding)
 def embedding(tokens: Tensor, token: Tensor, position: Tensor | None = None, positions: Tensor | None = None,
               scale: float = 1.0) -> Any:  # fmt: skip
     """Scaled token row plus position row; the backward is deterministic.
@@ -311,17 +227,7 @@ def embedding(tokens: Tensor, token: Tensor, position: Tensor | None = None, pos
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
-def _describe_cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float,
-                            vocab: int | None, denominator: Tensor | None) -> Description:  # fmt: skip
-    V = logits.shape[-1]
-    if logits.dim() != 2 or targets.shape != logits.shape[:1] or (vocab is not None and not 0 < vocab <= V):
-        raise ValueError(f"cross_entropy: logits [R, V] {tuple(logits.shape)}, targets [R] {tuple(targets.shape)}, vocab {vocab}")
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    return logits, (("V", V),), ()
-
-
-@op(_describe_cross_entropy, saved=1)
+@op(contracts.cross_entropy, saved=1)
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, label_smoothing: float = 0.0,
                   vocab: int | None = None, denominator: Tensor | None = None) -> Any:  # fmt: skip
     """Mean negative log-likelihood of the targets.
@@ -347,14 +253,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
     return total / (counted.sum().clamp(min=1) if denominator is None else denominator.reshape(())), lse.detach()
 
 
-def _describe_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> Description:
-    _require(hidden.dim() == 2 and weight.shape[1:] == hidden.shape[1:] and targets.shape == hidden.shape[:1],
-             f"linear_cross_entropy: hidden [R, C] {tuple(hidden.shape)}, weight [V, C] {tuple(weight.shape)}, "
-             f"targets [R] {tuple(targets.shape)}")  # fmt: skip
-    return hidden, (("C", hidden.shape[1]), ("V", weight.shape[0])), ()
-
-
-@op(_describe_linear_cross_entropy, saved=1, autocasts=("hidden", "weight"))
+@op(contracts.linear_cross_entropy, saved=1, autocasts=("hidden", "weight"))
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100,
                          label_smoothing: float = 0.0, vocab: int | None = None,
                          denominator: Tensor | None = None) -> Any:  # fmt: skip
@@ -374,12 +273,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, ign
 # ------------------------------------------------------------------------------------------------------------ optimizer
 
 
-def _describe_lists(params: Sequence[Tensor], *rest: Any) -> Description:
-    _require(len(params) > 0, "an optimizer step needs at least one tensor")
-    return params[0], (), ()
-
-
-@op(_describe_lists, in_place=True)
+@op(contracts.lists, in_place=True)
 @torch.no_grad()
 def adamw_(params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], *,
            step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float,
@@ -400,12 +294,7 @@ def adamw_(params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence
         p.add_(((m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt() + eps)).to(p.dtype), alpha=-lr)
 
 
-def _describe_clip(grads: Sequence[Tensor], max_norm: float) -> Description:
-    _require(max_norm > 0, f"clip_grad_norm_: max_norm is {max_norm}; it must be above 0")
-    return _describe_lists(grads)
-
-
-@op(_describe_clip, in_place=True)
+@op(contracts.clip, in_place=True)
 @torch.no_grad()
 def clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients, in place, so that their common 2-norm is at most max_norm (Pascanu et al. 2013, algorithm 1).

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .dispatch import BoundOp, Op, all_ops, reason
+from .dispatch import Call, all_ops, reason
+from .op import BoundOp, Op
 
 FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12}
 
@@ -65,7 +66,9 @@ def check(case: Case, bound: BoundOp | str, dtype: torch.dtype, device: str = "c
     return errors
 
 
-def results(case: Case, run: Callable[..., Any], dtype: torch.dtype, device: str = "cpu", *, double: bool = False) -> dict[str, Tensor]:
+def results(
+    case: Case, run: Callable[..., Any], dtype: torch.dtype, device: str = "cpu", *, double: bool = False
+) -> dict[str, Tensor]:
     """Outputs and gradients of one call, by name, in float64 on the CPU. `double` widens the rounded inputs to float64 first."""
     op = all_ops()[case.op]
     args, kwargs = case.build(dtype, device)
@@ -78,7 +81,9 @@ def results(case: Case, run: Callable[..., Any], dtype: torch.dtype, device: str
     positional = len(flat) - len(op.keywords)
     found = run(*flat[:positional], **dict(zip(op.keywords, flat[positional:], strict=True)))
     if op.in_place:
-        outputs = [t for a in flat if isinstance(a, (list, tuple)) and a is not flat[1] for t in a if isinstance(t, Tensor)]
+        outputs = [
+            t for a in flat if isinstance(a, (list, tuple)) and a is not flat[1] for t in a if isinstance(t, Tensor)
+        ]
         outputs += [found] if found is not None else []
     else:
         outputs = list(found) if isinstance(found, tuple) else [found]
@@ -101,7 +106,7 @@ def _truth(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tenso
     return oracle, {name: 2 * _distance(theirs[name], truth)[0] + FLOORS[dtype] for name, truth in oracle.items()}
 
 
-def call_of(op: Op, case: Case, dtype: torch.dtype, device: str = "cpu") -> Any:
+def call_of(op: Op, case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
     """The `Call` that a case makes, gradients wanted where it has any."""
     args, kwargs = case.build(dtype, device)
     return op.call(*args, grad=case.differentiable, **kwargs)

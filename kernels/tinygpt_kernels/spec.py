@@ -76,7 +76,9 @@ def parse_spec(text: str) -> Spec:
     for item in text.split(","):
         op, equals, backend = (part.strip() for part in item.rpartition("="))
         if not backend or (equals and not op):
-            raise ValueError(f"backend spec {text!r} has an empty item; write for example 'cpp' or 'layer_norm=triton,torch'")
+            raise ValueError(
+                f"backend spec {text!r} has an empty item; write for example 'cpp' or 'layer_norm=triton,torch'"
+            )
         if backend != "auto" and backend not in known_backends():
             raise ValueError(unknown("backend", backend, ("auto", *known_backends())))
         if equals:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tinygpt_kernels import Kernels, bind
 from torch import Tensor, nn
+
+from tinygpt_kernels import Kernels, bind
 
 from ..config import ModelConfig
 
@@ -95,7 +96,12 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, vocab_size: int, kernels: Kernels | None = None, *, generator: torch.Generator | None = None
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        kernels: Kernels | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
@@ -138,7 +144,11 @@ class GPT(nn.Module):
             logits: Tensor = F.linear(hidden_BTC[:, -1], self.token)[:, : self.vocab_size]
             return logits
         loss: Tensor = self.kernels.linear_cross_entropy(
-            hidden_BTC.flatten(0, 1), self.token, targets_BT.flatten(), vocab=self.padded_from, denominator=denominator
+            hidden_BTC.flatten(0, 1),
+            self.token,
+            targets_BT.flatten(),
+            vocab=self.padded_from,
+            denominator=denominator,
         )
         return loss
 
@@ -174,5 +184,3 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-
-

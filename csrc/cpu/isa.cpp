@@ -1,0 +1,77 @@
+#include "isa.h"
+
+#include <atomic>
+
+namespace tinygpt {
+
+#define TINYGPT_DECLARE(name)              \
+    namespace name {                       \
+    extern const CpuKernels cpu_kernels;   \
+    }
+TINYGPT_DECLARE(baseline)
+#ifdef TINYGPT_HAS_avx2
+TINYGPT_DECLARE(avx2)
+TINYGPT_DECLARE(avx512)
+#endif
+
+namespace cpu {
+namespace {
+
+struct Candidate {
+    const char* name;
+    const CpuKernels* kernels;
+    bool (*supported)();
+};
+
+const Candidate candidates[] = {
+    {"baseline", &baseline::cpu_kernels, [] { return true; }},
+#ifdef TINYGPT_HAS_avx2
+    {"avx2", &avx2::cpu_kernels,
+     [] {
+         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+    {"avx512", &avx512::cpu_kernels,
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     }},
+#endif
+};
+
+const Candidate* best() {
+    const Candidate* found = candidates;
+    for (const Candidate& candidate : candidates)
+        if (candidate.supported()) found = &candidate;
+    return found;
+}
+
+std::atomic<const Candidate*>& chosen() {
+    static std::atomic<const Candidate*> candidate{best()};
+    return candidate;
+}
+
+}  // namespace
+
+const CpuKernels& kernels() { return *chosen().load(std::memory_order_relaxed)->kernels; }
+
+std::string isa() { return chosen().load()->name; }
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (const Candidate& candidate : candidates)
+        if (candidate.supported()) names.emplace_back(candidate.name);
+    return names;
+}
+
+bool set_isa(const std::string& name) {
+    for (const Candidate& candidate : candidates)
+        if (name == candidate.name && candidate.supported()) {
+            chosen() = &candidate;
+            return true;
+        }
+    return false;
+}
+
+}  // namespace cpu
+}  // namespace tinygpt

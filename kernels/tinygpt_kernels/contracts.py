@@ -1,0 +1,140 @@
+"""What each op accepts, and what a choice of backend depends on: one function per op, on its flat arguments.
+
+Each raises ValueError where arguments break the op's contract, and returns the tensor whose device and dtype count, the
+sizes, and the features of the call. It runs at every call, so it looks at nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Description = tuple[Tensor, tuple[tuple[str, int], ...], tuple[str, ...]]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
+    if x.dim() == 0 or weight.shape != x.shape[-1:] or (bias is not None and bias.shape != weight.shape):
+        raise ValueError(
+            f"layer_norm: x {tuple(x.shape)} needs weight and bias of its last dimension, "
+            f"got {tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+        )
+    if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
+        raise ValueError(f"layer_norm: weight is {weight.dtype}; it must be {x.dtype}, as x is, or torch.float32")
+    return x, (("C", x.shape[-1]),), ()
+
+
+def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
+    _require(x.shape == residual.shape and x.dtype == residual.dtype,
+             f"add_layer_norm: x {tuple(x.shape)} {x.dtype} and residual {tuple(residual.shape)} {residual.dtype} must be alike")  # fmt: skip
+    return layer_norm(x, weight, bias, eps)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None,
+                        kv_lengths: Tensor | None, dropout_p: float, seed: Tensor | None) -> Description:  # fmt: skip
+    fits = (
+        q.dim() == k.dim() == v.dim() == 4 and k.shape == v.shape and q.shape[0] == k.shape[0]
+        and q.shape[3] == k.shape[3] and k.shape[2] > 0 and q.shape[2] % k.shape[2] == 0
+    )  # fmt: skip
+    if not fits or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(
+            f"attention: q [B,T,H,D] {tuple(q.shape)} {q.dtype}, k and v [B,S,K,D] {tuple(k.shape)} {k.dtype}, "
+            f"{tuple(v.shape)} {v.dtype}: B, D and dtypes must be equal, k and v alike, H a multiple of K"
+        )
+    dims = (("D", q.shape[3]), ("H", q.shape[2]), ("K", k.shape[2]), ("T", q.shape[1]), ("S", k.shape[1]))
+    return q, dims, _attention_features(q, causal, kv_lengths, dropout_p, seed)
+
+
+def _attention_features(
+    q: Tensor, causal: bool, kv_lengths: Tensor | None, p: float, seed: Tensor | None
+) -> tuple[str, ...]:
+    if not p and kv_lengths is None:
+        return ("causal",) if causal else ()
+    _require(0.0 <= p < 1.0, f"attention: dropout_p is {p}; it must be at least 0 and below 1")
+    _require(kv_lengths is None or kv_lengths.shape == q.shape[:1],
+             f"attention: kv_lengths must be [B] = [{q.shape[0]}]")  # fmt: skip
+    _require(seed is None or (seed.numel() == 1 and seed.dtype == torch.int64),
+             "attention: seed must be an int64 tensor of one element")  # fmt: skip
+    features = ["causal"] if causal else []
+    if kv_lengths is not None:
+        features.append("kv_lengths")
+    if p:
+        features.append("dropout" if seed is None else "seeded dropout")
+    return tuple(features)
+
+
+def attention_qkv(qkv: Tensor, heads: int, kv_heads: int, causal: bool, scale: float | None,
+                            kv_lengths: Tensor | None, dropout_p: float, seed: Tensor | None) -> Description:  # fmt: skip
+    if qkv.dim() != 4 or heads < 1 or kv_heads < 1 or heads % kv_heads or qkv.shape[2] != heads + 2 * kv_heads:
+        raise ValueError(
+            f"attention_qkv: qkv {tuple(qkv.shape)} must be [B, T, {heads} + 2*{kv_heads}, D], kv_heads dividing heads"
+        )
+    dims = (("D", qkv.shape[3]), ("H", heads), ("K", kv_heads), ("T", qkv.shape[1]), ("S", qkv.shape[1]))
+    return qkv, dims, _attention_features(qkv, causal, kv_lengths, dropout_p, seed)
+
+
+def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None) -> Description:
+    _require(q.dim() == 3, f"decode_attention: q must be [B, H, D], one new token a row, got {tuple(q.shape)}")
+    return attention(q[:, None], k_cache, v_cache, False, scale, lengths, 0.0, None)
+
+
+def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Description:
+    _require(approximate in ("none", "tanh"), f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
+    _require(x.dim() > 0 and (bias is None or bias.shape == x.shape[-1:]),
+             f"gelu: bias must have x's last dimension, x is {tuple(x.shape)}")  # fmt: skip
+    return x, (("C", x.shape[-1]),), ("bias",) if bias is not None else ()
+
+
+def embedding(
+    tokens: Tensor, token: Tensor, position: Tensor | None, positions: Tensor | None, scale: float
+) -> Description:
+    _require(tokens.dim() == 2 and not tokens.is_floating_point(),
+             f"embedding: tokens must be integers [B, T], got {tuple(tokens.shape)} {tokens.dtype}")  # fmt: skip
+    if position is not None:
+        _require(position.shape[1:] == token.shape[1:] and position.dtype == token.dtype,
+                 "embedding: the two tables must have the same channels and dtype")  # fmt: skip
+        _require(positions is not None or tokens.shape[1] <= position.shape[0],
+                 f"embedding: {tokens.shape[1]} tokens a row, but the position table holds {position.shape[0]}")  # fmt: skip
+    _require(positions is None or (position is not None and positions.shape == tokens.shape),
+             "embedding: positions must be [B, T] like tokens, and need a position table")  # fmt: skip
+    return (
+        token,
+        (("C", token.shape[1]), ("V", token.shape[0])),
+        ("positions",) if positions is not None else (),
+    )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float,
+                            vocab: int | None, denominator: Tensor | None) -> Description:  # fmt: skip
+    V = logits.shape[-1]
+    if logits.dim() != 2 or targets.shape != logits.shape[:1] or (vocab is not None and not 0 < vocab <= V):
+        raise ValueError(
+            f"cross_entropy: logits [R, V] {tuple(logits.shape)}, targets [R] {tuple(targets.shape)}, vocab {vocab}"
+        )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
+    return logits, (("V", V),), ()
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> Description:
+    _require(hidden.dim() == 2 and weight.shape[1:] == hidden.shape[1:] and targets.shape == hidden.shape[:1],
+             f"linear_cross_entropy: hidden [R, C] {tuple(hidden.shape)}, weight [V, C] {tuple(weight.shape)}, "
+             f"targets [R] {tuple(targets.shape)}")  # fmt: skip
+    return hidden, (("C", hidden.shape[1]), ("V", weight.shape[0])), ()
+
+
+def lists(params: Sequence[Tensor], *rest: Any) -> Description:
+    _require(len(params) > 0, "an optimizer step needs at least one tensor")
+    return params[0], (), ()
+
+
+def clip(grads: Sequence[Tensor], max_norm: float) -> Description:
+    _require(max_norm > 0, f"clip_grad_norm_: max_norm is {max_norm}; it must be above 0")
+    return lists(grads)

@@ -1,0 +1,254 @@
+"""An op and the ways to call it: by `auto`, bound to a spec, or all ops together as a model holds them.
+
+`Op.on(spec)` gives a `BoundOp`. It describes each call by a small key (device, dtype, gradient, sizes, features), looks the
+key up, and walks the candidates only for a key it never saw. That key is what a call costs above the kernel function (2 to 9 µs,
+benchmarks/bench_overhead.py): it holds nothing made for the call but itself, and an op's argument checks live in its
+`describe`, next to the sizes they read anyway.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import autograd, dispatch
+from .dispatch import Call, Impl, all_ops, choose
+from .spec import Spec, parse_spec, unknown
+
+_CACHE_LIMIT = 4096  # distinct calls a BoundOp remembers: generation with every length to 2048 fits, a leak does not
+
+
+class Op:
+    """One operation: its contract and reference (the wrapped function), and the way to every implementation of it.
+
+    Calling it lets `auto` choose; `.on(spec)` binds it to a spec and never falls back.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[..., Any],
+        describe: Callable[..., tuple[torch.Tensor, tuple[tuple[str, int], ...], tuple[str, ...]]],
+        *,
+        outputs: int = 1,
+        saved: int = 0,
+        saves_outputs: bool = False,
+        autocasts: Sequence[str] = (),
+        in_place: bool = False,
+    ) -> None:
+        self.name = reference.__name__
+        self.reference = reference
+        self.describe = describe
+        self.outputs = outputs
+        self.saved = saved
+        self.saves_outputs = saves_outputs
+        self.in_place = in_place
+        self.__doc__ = reference.__doc__
+        self.__name__ = self.name
+        self.__signature__ = signature = inspect.signature(reference, eval_str=True)
+        self.tensors = tuple(
+            i
+            for i, p in enumerate(signature.parameters.values())
+            if p.annotation in (torch.Tensor, torch.Tensor | None)
+        )
+        self.autocasts = frozenset(i for i, name in enumerate(signature.parameters) if name in autocasts)
+        self.flatten_names, self.keywords = autograd.parameters_of(signature)
+        self._bound: dict[str, BoundOp] = {}
+        self._flatten = _flattener(signature)
+        dispatch.ops[self.name] = self
+        self.auto = BoundOp(self, ("auto",))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.auto(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}{self.__signature__}>"
+
+    def on(self, spec: str | Spec) -> BoundOp:
+        """This op served as `spec` says and never otherwise.
+
+        Raises:
+            ValueError: the spec names an unknown backend or op.
+            BackendError: from the calls that follow, when no named backend can serve them.
+        """
+        if torch.compiler.is_compiling():
+            return BoundOp(self, tuple(_order_while_tracing(self.name, spec).split(",")))
+        text = spec if isinstance(spec, str) else spec.text
+        bound = self._bound.get(text)
+        if bound is None:
+            parsed = parse_spec(spec) if isinstance(spec, str) else spec
+            _check_ops(parsed)
+            bound = self._bound[text] = BoundOp(self, parsed.order(self.name))
+        return bound
+
+    def flatten(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Arguments in the order of the signature, defaults filled in."""
+        flat: tuple[Any, ...] = self._flatten(*args, **kwargs)
+        return flat
+
+    def run_reference(self, flat: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The reference on flat arguments: `(*outputs, *saved)`."""
+        positional = len(flat) - len(self.keywords)
+        found = self.reference(*flat[:positional], **dict(zip(self.keywords, flat[positional:], strict=True)))
+        return found if isinstance(found, tuple) else (found,)
+
+    def call(self, *args: Any, grad: bool | None = None, **kwargs: Any) -> Call:
+        """The `Call` these arguments make; raises ValueError where they break the op's contract."""
+        flat = self.flatten(*args, **kwargs)
+        tensor, dims, features = self.describe(*flat)
+        needs = self.needs_grad(flat) if grad is None else grad
+        return Call(self.name, str(tensor.device), tensor.dtype, needs, dims, features, _sm(tensor.device))
+
+    def needs_grad(self, flat: tuple[Any, ...]) -> bool:
+        if self.in_place or not torch.is_grad_enabled():
+            return False
+        for i in self.tensors:
+            if flat[i] is not None and flat[i].requires_grad:
+                return True
+        return False
+
+
+class BoundOp:
+    """An op and an ordered preference of backends. Callable like the op."""
+
+    def __init__(self, op: Op, order: tuple[str, ...]) -> None:
+        self.op = op
+        self.order = order
+        self.__doc__ = op.__doc__
+        self.__name__ = op.name
+        self.__signature__ = op.__signature__
+        self._flatten = op._flatten
+        self._describe = op.describe
+        self._runs: dict[Any, Callable[..., Any]] = {}
+        self.served: dict[str, None] = {}  # backends that served so far, in order of their first call
+
+    def __repr__(self) -> str:
+        return f"<op {self.op.name} on {','.join(self.order)}>"
+
+    def choose(self, *args: Any, grad: bool | None = None, **kwargs: Any) -> Impl:
+        """The implementation that these arguments would be served by."""
+        return choose(self.op.call(*args, grad=grad, **kwargs), self.order)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        flat = self._flatten(*args, **kwargs)
+        if self.op.autocasts:
+            flat = _autocast(self.op, flat)
+        tensor, dims, features = self._describe(*flat)
+        grad = self.op.needs_grad(flat)
+        if torch.compiler.is_compiling():
+            sizes = tuple((name, int(size)) for name, size in dims)
+            backend = _chosen_while_tracing(
+                self.op.name, self.order, tensor.device, tensor.dtype, grad, sizes, features
+            )
+            return autograd.trace(self.op, dispatch.impls[self.op.name, backend], flat)
+        run = self._runs.get((tensor.device, tensor.dtype, grad, dims, features))
+        if run is None:
+            run = self._resolve(tensor, dims, features, grad)
+        return run(*flat)
+
+    def _resolve(self, tensor: torch.Tensor, dims: Any, features: Any, grad: bool) -> Callable[..., Any]:
+        call = Call(self.op.name, str(tensor.device), tensor.dtype, grad, dims, features, _sm(tensor.device))
+        impl = choose(call, self.order)
+        self.served.setdefault(impl.backend)
+        if len(self._runs) >= _CACHE_LIMIT:
+            self._runs.clear()
+        run = self._runs[tensor.device, tensor.dtype, grad, dims, features] = autograd.eager(self.op, impl, grad)
+        return run
+
+
+class Kernels:
+    """Every op bound to one spec, as attributes: what a model holds instead of a global setting."""
+
+    def __init__(self, spec: str | Spec, *, strict: bool = False) -> None:
+        parsed = parse_spec(spec) if isinstance(spec, str) else spec
+        self.spec = parsed.text
+        self.strict = strict
+        _check_ops(parsed)
+        if not strict:
+            default = (*parsed.default, "torch")
+            parsed = replace(
+                parsed,
+                text=f"{parsed.text} or torch",
+                default=default,
+                per_op={op: (*order, "torch") for op, order in parsed.per_op.items()},
+            )
+        for name, op in all_ops().items():
+            setattr(self, name, BoundOp(op, parsed.order(name)))
+
+    if TYPE_CHECKING:  # the ops are attributes, set above; at run time an unknown one is an AttributeError with a hint
+
+        def __getattr__(self, name: str) -> BoundOp: ...
+
+    else:
+
+        def __getattr__(self, name):
+            raise AttributeError(unknown("op", name, all_ops()))
+
+    def served(self) -> dict[str, tuple[str, ...]]:
+        """Which backends served each op that was called so far."""
+        return {name: tuple(op.served) for name, op in vars(self).items() if isinstance(op, BoundOp) and op.served}
+
+
+def bind(spec: str | Spec = "auto", *, strict: bool = False) -> Kernels:
+    """All ops bound to `spec`. Unless `strict`, an op that no named backend serves is served by `torch`; `Kernels.served` tells.
+
+    Raises:
+        ValueError: an unknown backend or op in the spec, with the nearest name.
+    """
+    return Kernels(spec, strict=strict)
+
+
+@torch.compiler.assume_constant_result
+def _order_while_tracing(op: str, spec: str | Spec) -> str:
+    parsed = parse_spec(spec) if isinstance(spec, str) else spec
+    _check_ops(parsed)
+    return ",".join(parsed.order(op))
+
+
+@torch.compiler.assume_constant_result
+def _chosen_while_tracing(op: str, order: Any, device: Any, dtype: Any, grad: bool, dims: Any, features: Any) -> str:
+    call = Call(op, str(device), dtype, grad, tuple(dims), tuple(features), _sm(device))
+    impl = choose(call, order)
+    if impl.fwd:
+        autograd.register_operators(all_ops()[op], impl)
+    return impl.backend
+
+
+def _check_ops(spec: Spec) -> None:
+    for name in spec.per_op:
+        if name not in all_ops():
+            raise ValueError(unknown("op", name, all_ops()))
+
+
+def _autocast(op: Op, flat: tuple[Any, ...]) -> tuple[Any, ...]:
+    device_type = flat[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return flat
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(a.to(dtype) if i in op.autocasts else a for i, a in enumerate(flat))
+
+
+def _flattener(signature: inspect.Signature) -> Callable[..., tuple[Any, ...]]:
+    # inspect's own `bind` costs 6 µs a call; a lambda with the op's signature costs 0.2.
+    names = list(signature.parameters)
+    defaults = {f"_{n}": p.default for n, p in signature.parameters.items() if p.default is not p.empty}
+    parameters, starred = [], False
+    for name, p in signature.parameters.items():
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            parameters.append("*")
+            starred = True
+        parameters.append(name if p.default is p.empty else f"{name}=_{name}")
+    flatten: Callable[..., tuple[Any, ...]] = eval(f"lambda {', '.join(parameters)}: ({', '.join(names)},)", defaults)
+    return flatten
+
+
+@lru_cache
+def _sm(device: torch.device) -> int | None:
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
