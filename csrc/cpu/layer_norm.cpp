@@ -9,8 +9,7 @@
 // result does not depend on the number of threads, and long sums lose less. Inside a chunk four rows go together, so that
 // the running sums are loaded and stored once for four.
 
-#include <cstdlib>
-
+#include "memory.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -20,6 +19,8 @@ namespace {
 constexpr int64_t kRows = 4;    // rows per group
 constexpr int64_t kChunk = 32;  // rows per chunk: few enough to share 768 rows among 2 threads evenly
 constexpr int64_t kMaxChunks = 64;
+
+using cpu::workspace;
 
 // A parameter vector as floats: itself, or a widened copy in `buffer`.
 template <class T>
@@ -50,117 +51,128 @@ void from_floats(void* target, const float* source, DType dtype, int64_t n) {
     if (dtype == DType::bf16) narrow_from<bfloat>(target, source, n);
 }
 
-template <class T>
-void forward_row(const T* x, const float* weight, const float* bias, T* y, float* mean, float* rstd, int64_t n, float eps) {
-    const int64_t whole = n / W * W, rest = n - whole;
-    // Four sums: one alone would wait four cycles for each addition.
-    vf a[4] = {};
+// Applies `body(load, store, c)` to every vector of a row of n elements, the incomplete one at its end included.
+template <class Body>
+inline void for_columns(int64_t n, Body body) {
     int64_t c = 0;
-    for (; c + 4 * W <= n; c += 4 * W)
-        for (int i = 0; i < 4; ++i) a[i] += load(x + c + i * W);
-    for (; c < whole; c += W) a[0] += load(x + c);
-    if (rest) a[1] += load_first(x + c, rest);
-    const float m = sum((a[0] + a[1]) + (a[2] + a[3])) / n;
-    const vf centre = splat(m);
+    for (; c + W <= n; c += W) body([](auto* p) { return load(p); }, [](auto* p, vf v) { store(p, v); }, c);
+    if (const int64_t rest = n - c)
+        body([=](auto* p) { return load_first(p, rest); }, [=](auto* p, vf v) { store_first(p, v, rest); }, c);
+}
 
-    vf v[4] = {};
-    for (c = 0; c + 4 * W <= n; c += 4 * W)
-        for (int i = 0; i < 4; ++i) {
-            const vf d = load(x + c + i * W) - centre;
-            v[i] += d * d;
+// N <= 4 rows at once.
+template <int N, class T>
+void forward_rows(const LayerNormFwd& a, const float* weight, const float* bias, int64_t row) {
+    const int64_t n = a.cols;
+    const float inverse = 1.0f / n;
+    const T* x[N];
+    T* y[N];
+    for (int i = 0; i < N; ++i) {
+        x[i] = static_cast<const T*>(a.x) + (row + i) * a.x_stride;
+        y[i] = static_cast<T*>(a.y) + (row + i) * n;
+    }
+    vf total[4] = {}, mean[N], rstd[N];
+    for_columns(n, [&](auto get, auto, int64_t c) {
+        for (int i = 0; i < N; ++i) total[i] += get(x[i] + c);
+    });
+    const v4 means = sums(total) * inverse;
+    for (int i = 0; i < N; ++i) mean[i] = splat(means[i]);
+
+    vf squares[4] = {};
+    const int64_t whole = n / W * W;
+    for (int64_t c = 0; c < whole; c += W)
+        for (int i = 0; i < N; ++i) {
+            const vf d = load(x[i] + c) - mean[i];
+            squares[i] += d * d;
         }
-    for (; c < whole; c += W) {
-        const vf d = load(x + c) - centre;
-        v[0] += d * d;
+    if (whole < n)
+        for (int i = 0; i < N; ++i) {
+            const vf d = keep(load_first(x[i] + whole, n - whole) - mean[i], n - whole);
+            squares[i] += d * d;
+        }
+    const v4 variances = sums(squares) * inverse;
+    for (int i = 0; i < N; ++i) {
+        const float r = 1.0f / __builtin_sqrtf(variances[i] + a.eps);
+        rstd[i] = splat(r);
+        a.mean[row + i] = means[i];
+        a.rstd[row + i] = r;
     }
-    if (rest) {
-        const vf d = keep(load_first(x + c, rest) - centre, rest);
-        v[1] += d * d;
-    }
-    const float r = 1.0f / __builtin_sqrtf(sum((v[0] + v[1]) + (v[2] + v[3])) / n + eps);
-    *mean = m;
-    *rstd = r;
 
-    const vf scale = splat(r);
-    if (bias) {
-        for (c = 0; c < whole; c += W) store(y + c, (load(x + c) - centre) * scale * load(weight + c) + load(bias + c));
-        if (rest)
-            store_first(y + c,
-                        (load_first(x + c, rest) - centre) * scale * load_first(weight + c, rest) +
-                            load_first(bias + c, rest),
-                        rest);
-    } else {
-        for (c = 0; c < whole; c += W) store(y + c, (load(x + c) - centre) * scale * load(weight + c));
-        if (rest) store_first(y + c, (load_first(x + c, rest) - centre) * scale * load_first(weight + c, rest), rest);
-    }
+    for_columns(n, [&](auto get, auto put, int64_t c) {
+        const vf w = get(weight + c), b = bias ? get(bias + c) : vf{};
+        for (int i = 0; i < N; ++i) put(y[i] + c, (get(x[i] + c) - mean[i]) * rstd[i] * w + b);
+    });
 }
 
 template <class T>
 void forward(const LayerNormFwd& a, const float* weight, const float* bias) {
-    const T* x = static_cast<const T*>(a.x);
-    T* y = static_cast<T*>(a.y);
-    [[maybe_unused]] const int threads = cpu::thread_count(a.rows, a.rows * a.cols);
+    const int64_t groups = (a.rows + kRows - 1) / kRows;
+    [[maybe_unused]] const int threads = cpu::thread_count(groups, a.rows * a.cols);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t r = 0; r < a.rows; ++r)
-        forward_row(x + r * a.x_stride, weight, bias, y + r * a.cols, a.mean + r, a.rstd + r, a.cols, a.eps);
+    for (int64_t g = 0; g < groups; ++g) {
+        int64_t row = g * kRows;
+        if (row + kRows <= a.rows)
+            forward_rows<kRows, T>(a, weight, bias, row);
+        else
+            for (; row < a.rows; ++row) forward_rows<1, T>(a, weight, bias, row);
+    }
 }
 
 bool layer_norm_fwd(const LayerNormFwd& a) {
-    float* buffer = static_cast<float*>(std::malloc(2 * a.cols * sizeof(float)));
+    float* buffer = workspace(2 * a.cols);
     if (buffer == nullptr) return false;
     const float* weight = as_floats(buffer, a.weight, a.weight_dtype, a.cols);
     const float* bias = as_floats(buffer + a.cols, a.bias, a.bias_dtype, a.cols);
     if (a.dtype == DType::f32) forward<float>(a, weight, bias);
     if (a.dtype == DType::f16) forward<half>(a, weight, bias);
     if (a.dtype == DType::bf16) forward<bfloat>(a, weight, bias);
-    std::free(buffer);
     return true;
 }
 
-// N rows at once. sums: dweight [cols] then dbias [cols], added to.
+// N <= 4 rows at once. own: the chunk's sums, dweight [cols] then dbias [cols], added to.
 template <int N, class T>
-void backward_rows(const LayerNormBwd& a, const float* weight, int64_t row, float* sums) {
-    const int64_t n = a.cols, whole = n / W * W, rest = n - whole;
+void backward_rows(const LayerNormBwd& a, const float* weight, int64_t row, float* own) {
+    const int64_t n = a.cols;
+    const float inverse = 1.0f / n;
     const T *x[N], *dy[N];
-    vf mean[N], rstd[N], along[N] = {}, level[N] = {};
+    vf mean[N], rstd[N], along[4] = {}, level[4] = {};
     for (int i = 0; i < N; ++i) {
         x[i] = static_cast<const T*>(a.x) + (row + i) * a.x_stride;
         dy[i] = static_cast<const T*>(a.dy) + (row + i) * a.dy_stride;
         mean[i] = splat(a.mean[row + i]);
         rstd[i] = splat(a.rstd[row + i]);
     }
-    float* dweight = sums;
-    float* dbias = sums + n;
-    auto accumulate = [&](int64_t c, auto get, auto put) {
+    float* dweight = own;
+    float* dbias = own + n;
+    for_columns(n, [&](auto get, auto put, int64_t c) {
         const vf w = get(weight + c);
         vf dw = get(dweight + c), db = get(dbias + c);
         for (int i = 0; i < N; ++i) {
-            const vf d = get(dy[i] + c), xhat = (get(x[i] + c) - mean[i]) * rstd[i], g = d * w;
-            dw += d * xhat;
+            const vf d = get(dy[i] + c), xhat = (get(x[i] + c) - mean[i]) * rstd[i], along_w = d * xhat;
+            dw += along_w;  // beyond the row d is 0, whatever xhat is
             db += d;
-            along[i] += g * xhat;  // beyond the row d is 0, whatever xhat is
-            level[i] += g;
+            along[i] += along_w * w;
+            level[i] += d * w;
         }
         put(dweight + c, dw);
         put(dbias + c, db);
-    };
-    for (int64_t c = 0; c < whole; c += W)
-        accumulate(c, [](auto* p) { return load(p); }, [](float* p, vf v) { store(p, v); });
-    if (rest)
-        accumulate(whole, [=](auto* p) { return load_first(p, rest); }, [=](float* p, vf v) { store_first(p, v, rest); });
+    });
     if (a.dx == nullptr) return;
 
+    // dx = d * w * rstd - x * slope - offset, with everything that is one number per row folded into slope and offset
+    const v4 alongs = sums(along) * inverse, levels = sums(level) * inverse;
+    vf slope[N], centre[N];
+    T* dx[N];
     for (int i = 0; i < N; ++i) {
-        T* dx = static_cast<T*>(a.dx) + (row + i) * n;
-        const vf b = splat(sum(along[i]) / n), m = splat(sum(level[i]) / n);
-        auto value = [&](vf d, vf w, vf v) { return rstd[i] * (d * w - m - (v - mean[i]) * rstd[i] * b); };
-        for (int64_t c = 0; c < whole; c += W) store(dx + c, value(load(dy[i] + c), load(weight + c), load(x[i] + c)));
-        if (rest)
-            store_first(dx + whole,
-                        value(load_first(dy[i] + whole, rest), load_first(weight + whole, rest),
-                              load_first(x[i] + whole, rest)),
-                        rest);
+        dx[i] = static_cast<T*>(a.dx) + (row + i) * n;
+        slope[i] = rstd[i] * rstd[i] * splat(alongs[i]);
+        centre[i] = rstd[i] * splat(levels[i]);
     }
+    for_columns(n, [&](auto get, auto put, int64_t c) {
+        const vf w = get(weight + c);
+        for (int i = 0; i < N; ++i)
+            put(dx[i] + c, get(dy[i] + c) * w * rstd[i] - (get(x[i] + c) - mean[i]) * slope[i] - centre[i]);
+    });
 }
 
 template <class T>
@@ -181,8 +193,7 @@ void backward(const LayerNormBwd& a, const float* weight, float* sums, int64_t c
 bool layer_norm_bwd(const LayerNormBwd& a) {
     int64_t chunks = (a.rows + kChunk - 1) / kChunk;
     chunks = chunks < 1 ? 1 : chunks > kMaxChunks ? kMaxChunks : chunks;
-    const int64_t floats = (chunks * 2 + 1) * a.cols;
-    float* buffer = static_cast<float*>(std::malloc(floats * sizeof(float)));
+    float* buffer = workspace((chunks * 2 + 1) * a.cols);
     if (buffer == nullptr) return false;
     float* sums = buffer + a.cols;
     const float* weight = as_floats(buffer, a.weight, a.weight_dtype, a.cols);
@@ -193,7 +204,6 @@ bool layer_norm_bwd(const LayerNormBwd& a) {
         for (int64_t c = 0; c < 2 * a.cols; ++c) sums[c] += sums[k * 2 * a.cols + c];
     if (a.dweight) from_floats(a.dweight, sums, a.weight_dtype, a.cols);
     if (a.dbias) from_floats(a.dbias, sums + a.cols, a.bias_dtype, a.cols);
-    std::free(buffer);
     return true;
 }
 

@@ -9,7 +9,7 @@
 
 #include "../ops.h"
 
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -47,13 +47,32 @@ inline To bits_as(From from) {
 inline vf splat(float a) { return a - vf{}; }
 inline vu select(vi condition, vu a, vu b) { return (vu(condition) & a) | (~vu(condition) & b); }
 
-inline float sum(vf a) {
-    float parts[W], total = 0;
-    std::memcpy(parts, &a, sizeof a);
-    for (int width = W / 2; width; width /= 2)
-        for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
-    total = parts[0];
+typedef float v4 __attribute__((vector_size(16)));
+
+// The sums of four vectors at once: a horizontal sum is a chain of shuffles, and four chains cost little more than one.
+inline v4 sums(const vf* a) {
+#if defined(__SSE2__)
+    __m128 part[4];
+    for (int i = 0; i < 4; ++i) {
+#if defined(__AVX512F__)
+        const __m512 whole = bits_as<__m512>(a[i]);
+        const __m256 folded = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+        part[i] = _mm_add_ps(_mm256_castps256_ps128(folded), _mm256_extractf128_ps(folded, 1));
+#elif defined(__AVX2__)
+        const __m256 whole = bits_as<__m256>(a[i]);
+        part[i] = _mm_add_ps(_mm256_castps256_ps128(whole), _mm256_extractf128_ps(whole, 1));
+#else
+        part[i] = bits_as<__m128>(a[i]);
+#endif
+    }
+    _MM_TRANSPOSE4_PS(part[0], part[1], part[2], part[3]);
+    return bits_as<v4>(_mm_add_ps(_mm_add_ps(part[0], part[1]), _mm_add_ps(part[2], part[3])));
+#else
+    v4 total = {};
+    for (int i = 0; i < 4; ++i)
+        for (int lane = 0; lane < W; ++lane) total[i] += a[i][lane];
     return total;
+#endif
 }
 
 // Lanes below n as they are, the others 0.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendError", "Impl", "Kernels", "bind", "ops", "register", "register_backend"]
 
-_HOME = dict.fromkeys(("BackendError", "Impl", "Kernels", "bind", "register", "register_backend"), "dispatch")
+_HOME = dict.fromkeys(("BackendError", "Impl", "register", "register_backend"), "dispatch")
+_HOME |= dict.fromkeys(("Kernels", "bind"), "op")
 
 
 def __getattr__(name: str) -> Any:

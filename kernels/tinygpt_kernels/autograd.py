@@ -8,12 +8,10 @@ directly can drive the reference too.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from .dispatch import Impl
@@ -47,29 +45,26 @@ def _function(op: Op, impl: Impl) -> type[torch.autograd.Function]:
     fwd, bwd = impl.fwd, impl.bwd
     assert fwd is not None
     assert bwd is not None
-    outputs, saves_outputs, tensors = op.outputs, op.saves_outputs, op.tensors
-    count = len(op.flatten_names)
-    others = tuple(i for i in range(count) if i not in tensors)
+    outputs, tensors, name = op.outputs, op.tensors, f"{op.name}_{impl.backend}"
+    kept_from = 0 if op.saves_outputs else outputs
+    no_gradients = (None,) * (len(op.order) - tensors)
 
     class KernelFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *flat: Any) -> Any:
             results = fwd(*flat)
-            ctx.save_for_backward(*[flat[i] for i in tensors], *results[0 if saves_outputs else outputs :])
-            ctx.others = [flat[i] for i in others]
+            ctx.save_for_backward(*flat[:tensors], *results[kept_from:])
+            ctx.others = flat[tensors:]
             return results[0] if outputs == 1 else results[:outputs]
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-            needs = tuple([ctx.needs_input_grad[i] for i in tensors])
-            found = bwd(*grads, *ctx.saved_tensors, *ctx.others, needs=needs)
-            result: list[torch.Tensor | None] = [None] * count
-            for i, gradient in zip(tensors, found, strict=True):
-                result[i] = gradient
-            return tuple(result)
+            if torch.is_grad_enabled():  # once_differentiable says the same, for 5 µs a call
+                raise RuntimeError(f"{name} has no second derivative; use 'reference' or 'torch' for create_graph=True")
+            found = bwd(*grads, *ctx.saved_tensors, *ctx.others, needs=ctx.needs_input_grad[:tensors])
+            return found + no_gradients
 
-    KernelFunction.__name__ = KernelFunction.__qualname__ = f"{op.name}_{impl.backend}"
+    KernelFunction.__name__ = KernelFunction.__qualname__ = name
     return KernelFunction
 
 
@@ -88,71 +83,63 @@ def register_operators(op: Op, impl: Impl) -> str:
     name = f"{op.name}_{impl.backend}"
     if name in _registered:
         return name
+    _registered.add(name)
     fwd, bwd = impl.fwd, impl.bwd
     assert fwd is not None
-    parameters = op.__signature__.parameters
-    types = [f"{_SCHEMA_TYPES[p.annotation]} {p.name}" for p in parameters.values()]
-    names = op.flatten_names
-    others = [i for i in range(len(names)) if i not in op.tensors]
-    results = op.outputs + op.saved
-    kept = [f"Tensor kept_{i}" for i in range(0 if op.saves_outputs else op.outputs, results)]
-
-    def single(values: tuple[torch.Tensor, ...]) -> Any:
-        return values[0] if len(values) == 1 else values
+    tensors, results = op.tensors, op.outputs + op.saved
+    kept_from = 0 if op.saves_outputs else op.outputs
+    types = [f"{_SCHEMA_TYPES[op.__signature__.parameters[n].annotation]} {n}" for n in op.order]
 
     def fake(*flat: Any) -> Any:
-        return single(
-            tuple(torch.empty_like(r, memory_format=torch.contiguous_format) for r in reference_pair(op)[0](*flat))
-        )
+        return _single(tuple(_contiguous_like(r) for r in reference_pair(op)[0](*flat)))
 
     _LIBRARY.define(f"{name}({', '.join(types)}) -> ({', '.join(['Tensor'] * results)})")
-    _LIBRARY.impl(name, lambda *flat: single(fwd(*flat)), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, lambda *flat: _single(fwd(*flat)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"tinygpt_kernels::{name}", fake, lib=_LIBRARY)
-    _registered.add(name)
     if bwd is None:
         return name
 
     # An operator cannot return "no tensor": a gradient nobody wants travels as an empty one.
     def backward(*flat: Any) -> Any:
         found = bwd(*flat[:-1], needs=tuple(flat[-1]))
-        return single(tuple(flat[0].new_empty(0) if g is None else g for g in found))
+        return _single(tuple(flat[0].new_empty(0) if g is None else g for g in found))
 
     def backward_fake(*flat: Any) -> Any:
-        arguments, needs = flat[op.outputs : op.outputs + len(op.tensors)], flat[-1]
-        return single(tuple(torch.empty_like(a, memory_format=torch.contiguous_format) if need else flat[0].new_empty(0)
-                            for a, need in zip(arguments, needs, strict=True)))  # fmt: skip
+        wanted = zip(flat[op.outputs : op.outputs + tensors], flat[-1], strict=True)
+        return _single(tuple(_contiguous_like(t) if need else flat[0].new_empty(0) for t, need in wanted))
 
     gradients = [f"Tensor grad_{i}" for i in range(op.outputs)]
-    arguments = [
-        *gradients,
-        *(types[i] for i in op.tensors),
-        *kept,
-        *(types[i] for i in others),
-        "bool[] needs",
-    ]
-    _LIBRARY.define(f"{name}_bwd({', '.join(arguments)}) -> ({', '.join(['Tensor'] * len(op.tensors))})")
+    kept = [f"Tensor kept_{i}" for i in range(kept_from, results)]
+    arguments = [*gradients, *types[:tensors], *kept, *types[tensors:], "bool[] needs"]
+    _LIBRARY.define(f"{name}_bwd({', '.join(arguments)}) -> ({', '.join(['Tensor'] * tensors)})")
     _LIBRARY.impl(f"{name}_bwd", backward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tinygpt_kernels::{name}_bwd", backward_fake, lib=_LIBRARY)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        results = output if isinstance(output, tuple) else (output,)
-        ctx.save_for_backward(*[inputs[i] for i in op.tensors], *results[0 if op.saves_outputs else op.outputs :])
-        ctx.others = [inputs[i] for i in others]
+        kept = (output if isinstance(output, tuple) else (output,))[kept_from:]
+        ctx.save_for_backward(*inputs[:tensors], *kept)
+        ctx.others = inputs[tensors:]
 
     def differentiate(ctx: Any, *grads: torch.Tensor) -> Any:
-        needs = [ctx.needs_input_grad[i] for i in op.tensors]
+        needs = list(ctx.needs_input_grad[:tensors])
         operator = getattr(torch.ops.tinygpt_kernels, f"{name}_bwd")
         found = operator(*grads[: op.outputs], *ctx.saved_tensors, *ctx.others, needs)
         found = found if isinstance(found, (tuple, list)) else (found,)
-        result: list[torch.Tensor | None] = [None] * len(names)
-        for i, need, gradient in zip(op.tensors, needs, found, strict=True):
-            result[i] = gradient if need else None
-        return tuple(result)
+        wanted = [gradient if need else None for need, gradient in zip(needs, found, strict=True)]
+        return (*wanted, *[None] * (len(op.order) - tensors))
 
     torch.library.register_autograd(
         f"tinygpt_kernels::{name}", differentiate, setup_context=setup_context, lib=_LIBRARY
     )
     return name
+
+
+def _single(values: tuple[Any, ...]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _contiguous_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def reference_pair(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -168,26 +155,17 @@ def reference_pair(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
             return copied(op.run_reference(flat), out)
 
     def bwd(*flat: Any, needs: tuple[bool, ...], out: tuple[torch.Tensor | None, ...] | None = None) -> Any:
+        kept = op.saved + (op.outputs if op.saves_outputs else 0)
         grads, rest = flat[: op.outputs], flat[op.outputs :]
         tensors = [
-            t.detach().requires_grad_(need) if t is not None else None for t, need in zip(rest, needs, strict=False)
+            t.detach().requires_grad_(need) if t is not None else None
+            for t, need in zip(rest[: op.tensors], needs, strict=True)
         ]
-        kept = op.saved + (op.outputs if op.saves_outputs else 0)
-        others = iter(rest[len(op.tensors) + kept :])
-        by_place = dict(zip(op.tensors, tensors, strict=True))
-        arguments = tuple(by_place[i] if i in by_place else next(others) for i in range(len(op.flatten_names)))
-        wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+        wanted = [t for t in tensors if t is not None and t.requires_grad]
         with torch.enable_grad():
-            found = iter(torch.autograd.grad(op.run_reference(arguments)[: op.outputs], wanted, grads))
-        return copied(
-            tuple(next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)),
-            out,
-        )
+            outputs = op.run_reference((*tensors, *rest[op.tensors + kept :]))[: op.outputs]
+            found = iter(torch.autograd.grad(outputs, wanted, grads))
+        gradients = tuple(next(found) if t is not None and t.requires_grad else None for t in tensors)
+        return copied(gradients, out)
 
     return fwd, bwd
-
-
-def parameters_of(signature: inspect.Signature) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of all parameters in order, and of those that may only be given by keyword."""
-    names = tuple(signature.parameters)
-    return names, tuple(n for n in names if signature.parameters[n].kind is inspect.Parameter.KEYWORD_ONLY)

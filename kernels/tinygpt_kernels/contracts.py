@@ -1,4 +1,5 @@
-"""What each op accepts, and what a choice of backend depends on: one function per op, on its flat arguments.
+"""What each op accepts, and what a choice of backend depends on: one function per op, on its flat
+arguments (tensors first, then the rest).
 
 Each raises ValueError where arguments break the op's contract, and returns the tensor whose device and dtype count, the
 sizes, and the features of the call. It runs at every call, so it looks at nothing twice.
@@ -28,7 +29,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> De
         )
     if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
         raise ValueError(f"layer_norm: weight is {weight.dtype}; it must be {x.dtype}, as x is, or torch.float32")
-    return x, (("C", x.shape[-1]),), ()
+    C = x.shape[-1]
+    return x, (("C", C), ("R", x.numel() // C if C else 0)), ()
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
@@ -37,8 +39,10 @@ def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | N
     return layer_norm(x, weight, bias, eps)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None,
-                        kv_lengths: Tensor | None, dropout_p: float, seed: Tensor | None) -> Description:  # fmt: skip
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, seed: Tensor | None,
+    causal: bool, scale: float | None, dropout_p: float,
+) -> Description:  # fmt: skip
     fits = (
         q.dim() == k.dim() == v.dim() == 4 and k.shape == v.shape and q.shape[0] == k.shape[0]
         and q.shape[3] == k.shape[3] and k.shape[2] > 0 and q.shape[2] % k.shape[2] == 0
@@ -70,8 +74,10 @@ def _attention_features(
     return tuple(features)
 
 
-def attention_qkv(qkv: Tensor, heads: int, kv_heads: int, causal: bool, scale: float | None,
-                            kv_lengths: Tensor | None, dropout_p: float, seed: Tensor | None) -> Description:  # fmt: skip
+def attention_qkv(
+    qkv: Tensor, kv_lengths: Tensor | None, seed: Tensor | None,
+    heads: int, kv_heads: int, causal: bool, scale: float | None, dropout_p: float,
+) -> Description:  # fmt: skip
     if qkv.dim() != 4 or heads < 1 or kv_heads < 1 or heads % kv_heads or qkv.shape[2] != heads + 2 * kv_heads:
         raise ValueError(
             f"attention_qkv: qkv {tuple(qkv.shape)} must be [B, T, {heads} + 2*{kv_heads}, D], kv_heads dividing heads"
@@ -82,7 +88,7 @@ def attention_qkv(qkv: Tensor, heads: int, kv_heads: int, causal: bool, scale: f
 
 def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None) -> Description:
     _require(q.dim() == 3, f"decode_attention: q must be [B, H, D], one new token a row, got {tuple(q.shape)}")
-    return attention(q[:, None], k_cache, v_cache, False, scale, lengths, 0.0, None)
+    return attention(q[:, None], k_cache, v_cache, lengths, None, False, scale, 0.0)
 
 
 def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Description:
@@ -111,8 +117,10 @@ def embedding(
     )
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float,
-                            vocab: int | None, denominator: Tensor | None) -> Description:  # fmt: skip
+def cross_entropy(
+    logits: Tensor, targets: Tensor, denominator: Tensor | None,
+    ignore_index: int, label_smoothing: float, vocab: int | None,
+) -> Description:  # fmt: skip
     V = logits.shape[-1]
     if logits.dim() != 2 or targets.shape != logits.shape[:1] or (vocab is not None and not 0 < vocab <= V):
         raise ValueError(

@@ -50,10 +50,11 @@ class Call:
 class Impl:
     """One backend's implementation of one op, and what it can serve.
 
-    Either `fwd` and, where gradients are served, `bwd`:
-        fwd(*arguments, out=None) -> (*outputs, *saved)
-        bwd(*grad_outputs, *tensor arguments, *saved, *other arguments, needs=..., out=None) -> a gradient or None per tensor argument
-    or `call(*arguments) -> outputs`, differentiable through PyTorch's own autograd.
+    Either `fwd` and, where gradients are served, `bwd`, on flat arguments (tensors first, then the rest):
+        fwd(*tensors, *rest, out=None) -> (*outputs, *saved)
+        bwd(*grad_outputs, *tensors, *kept, *rest, needs=..., out=None) -> a gradient or None per tensor argument
+    (kept: what the forward saved, after the outputs where the op saves them; needs: a bool per tensor argument), or
+    `call(*tensors, *rest) -> outputs`, differentiable through PyTorch's own autograd.
 
     dims: sizes served, by name: an inclusive range `(low, high)` or a set of values.
     without: features of a call that are not served, each with its reason (None: no better reason than "not implemented").

@@ -28,8 +28,10 @@ def _add_layer_norm(
     return _layer_norm(h, weight, bias, eps), h
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, kv_lengths: Tensor | None,
-               dropout_p: float, seed: Tensor | None) -> Tensor:  # fmt: skip
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None, seed: Tensor | None,
+    causal: bool, scale: float | None, dropout_p: float,
+) -> Tensor:  # fmt: skip
     T, S, grouped = q.shape[1], k.shape[1], q.shape[2] != k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if kv_lengths is None and (not causal or T == S):
@@ -42,12 +44,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | Non
     return torch.where(sighted, out, 0).transpose(1, 2)
 
 
-def _attention_qkv(qkv: Tensor, heads: int, kv_heads: int, *options: Any) -> Tensor:
-    return _attention(*qkv.split((heads, kv_heads, kv_heads), dim=2), *options)
+def _attention_qkv(
+    qkv: Tensor, kv_lengths: Tensor | None, seed: Tensor | None, heads: int, kv_heads: int, *options: Any
+) -> Tensor:
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=2)
+    return _attention(q, k, v, kv_lengths, seed, *options)
 
 
 def _decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None) -> Tensor:
-    return _attention(q[:, None], k_cache, v_cache, False, scale, lengths, 0.0, None)[:, 0]
+    return _attention(q[:, None], k_cache, v_cache, lengths, None, False, scale, 0.0)[:, 0]
 
 
 def _gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
@@ -65,8 +70,10 @@ def _embedding(
     return x + (position[: tokens.shape[1]] if positions is None else F.embedding(positions, position))
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int, label_smoothing: float, vocab: int | None,
-                   denominator: Tensor | None) -> Tensor:  # fmt: skip
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, denominator: Tensor | None,
+    ignore_index: int, label_smoothing: float, vocab: int | None,
+) -> Tensor:  # fmt: skip
     if vocab is not None:
         logits = logits[:, :vocab]
     # A 16-bit loss has three digits: the sum is taken in fp32, as the op promises.
@@ -83,7 +90,7 @@ def _linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *opti
 def _adamw_(params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
             step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, grad_scale: float) -> None:  # fmt: skip
     if grad_scale != 1.0:
-        torch._foreach_mul_(grads, grad_scale)
+        torch._foreach_mul_(list(grads), grad_scale)
     steps = torch.full((len(params),), float(step - 1), device=params[0].device).unbind()
     adamw(list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), [], list(steps), fused=True, amsgrad=False,
           maximize=False, beta1=betas[0], beta2=betas[1], lr=lr, weight_decay=weight_decay, eps=eps)  # fmt: skip
@@ -92,7 +99,7 @@ def _adamw_(params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequenc
 @torch.no_grad()
 def _clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     norm = torch.nn.utils.get_total_norm(grads).float()
-    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_(list(grads), (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

@@ -31,7 +31,7 @@ def isa() -> str | None:
 
 
 def layer_norm_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, out: Buffers | None = None
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, out: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Forward of ops.layer_norm.
 
@@ -45,10 +45,10 @@ def layer_norm_fwd(
     rows, stride = _rows(x)
     R, C = rows.shape
     if out is None:
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        mean, rstd = x.new_empty(R, dtype=torch.float32), x.new_empty(R, dtype=torch.float32)
+        y = torch.empty(x.shape, dtype=x.dtype)
+        mean, rstd = torch.empty(R, dtype=torch.float32), torch.empty(R, dtype=torch.float32)
     else:
-        y, mean, rstd = (_buffer(o) for o in out)
+        y, mean, rstd = out
         _fits(y, x.shape, x.dtype)
         _fits(mean, (R,), torch.float32)
         _fits(rstd, (R,), torch.float32)
@@ -79,55 +79,53 @@ def layer_norm_bwd(
     rows, stride = _rows(x)
     dy_rows, dy_stride = _rows(dy)
     R, C = rows.shape
-    _fits(dy_rows, rows.shape, x.dtype)
-    _fits(mean, (R,), torch.float32)
-    _fits(rstd, (R,), torch.float32)
-    weight = weight.contiguous()
-    wanted = (x, weight, bias)
-    if out is None:
-        out = tuple(
-            torch.empty(like.shape, dtype=like.dtype, device=like.device) if like is not None and need else None
-            for like, need in zip(wanted, needs, strict=True)
+    if dy_rows.shape != rows.shape or dy.dtype != x.dtype or mean.numel() != R or rstd.numel() != R:
+        raise ValueError(
+            f"layer_norm on cpp: dy {tuple(dy.shape)} {dy.dtype}, mean [{mean.numel()}] and rstd [{rstd.numel()}] do not "
+            f"belong to x {tuple(x.shape)} {x.dtype}"
         )
-    for buffer, like in zip(out, wanted, strict=True):
-        if buffer is not None and like is not None:
-            _fits(_buffer(buffer), like.shape, like.dtype)
-    dx, dweight, dbias = out
+    weight = weight.contiguous()
+    if out is None:
+        need_x, need_weight, need_bias = needs
+        dx = torch.empty(x.shape, dtype=x.dtype) if need_x else None
+        dweight = torch.empty_like(weight) if need_weight else None
+        dbias = torch.empty_like(bias) if need_bias and bias is not None else None
+    else:
+        dx, dweight, dbias = out
+        for buffer, like in ((dx, x), (dweight, weight), (dbias, bias)):
+            if buffer is not None and like is not None:
+                _fits(buffer, like.shape, like.dtype)
     _C.layer_norm_bwd(
         dy_rows.data_ptr(), dy_stride, rows.data_ptr(), stride, _CODES[x.dtype], weight.data_ptr(), _CODES[weight.dtype],
         mean.data_ptr(), rstd.data_ptr(), 0 if dx is None else dx.data_ptr(), 0 if dweight is None else dweight.data_ptr(),
         0 if dbias is None else dbias.data_ptr(), 0 if dbias is None else _CODES[dbias.dtype], R, C,
     )  # fmt: skip
-    return out
+    return dx, dweight, dbias
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int]:
     """`x` as [R, C] with contiguous rows, in place where strides allow, and the distance between rows."""
     C = x.shape[-1]
-    if x.is_contiguous():
-        return x.view(-1, C) if C else x.new_empty(0, 1), C
+    if x.dim() == 2 and x.is_contiguous():
+        return x, C
     rows = x.reshape(x.numel() // C, C)
     if rows.stride(1) != 1 or rows.stride(0) < 0:
         rows = rows.contiguous()
     return rows, rows.stride(0)
 
 
-def _fits(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    if tensor.shape != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
+def _fits(buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if buffer.shape != shape or buffer.dtype != dtype or buffer.device.type != "cpu" or not buffer.is_contiguous():
         raise ValueError(
-            f"layer_norm on cpp: expected {tuple(shape)} {dtype} on the CPU, got {tuple(tensor.shape)} {tensor.dtype} "
-            f"on {tensor.device}"
+            f"layer_norm on cpp: an out buffer must be {tuple(shape)} {dtype}, contiguous, on the CPU; "
+            f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
         )
 
 
-def _buffer(tensor: Tensor | None) -> Tensor:
-    if tensor is None or not tensor.is_contiguous():
-        raise ValueError("layer_norm on cpp: an out buffer must be a contiguous tensor")
-    return tensor
-
-
 register_backend("cpp", lambda device_type: f"its extension {_missing}" if _missing else None)
-register_backend("cuda", lambda device_type: "this version of tinygpt holds no CUDA C++ kernels yet; use triton or torch")
+register_backend(
+    "cuda", lambda device_type: "this version of tinygpt holds no CUDA C++ kernels yet; use triton or torch"
+)
 register(
     Impl(
         "layer_norm", "cpp", fwd=layer_norm_fwd, bwd=layer_norm_bwd, devices=("cpu",),

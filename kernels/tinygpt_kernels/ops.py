@@ -160,7 +160,7 @@ def attention_qkv(qkv: Tensor, heads: int, kv_heads: int, *, causal: bool = True
     Returns:
         [B, T, heads, D]. Saved: lse [B, heads, T].
     """
-    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=2)
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=2)
     return attention.reference(
         q, k, v, causal=causal, scale=scale, kv_lengths=kv_lengths, dropout_p=dropout_p, seed=seed
     )

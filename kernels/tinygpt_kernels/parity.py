@@ -73,13 +73,13 @@ def results(
     op = all_ops()[case.op]
     args, kwargs = case.build(dtype, device)
     flat = [_widened(a) if double else a for a in op.flatten(*args, **kwargs)]
+    named = dict(zip(op.order, flat, strict=True))
     leaves = {}
     if case.differentiable:
-        for i in op.tensors:
-            if flat[i] is not None and flat[i].is_floating_point() and op.flatten_names[i] != "denominator":
-                leaves[op.flatten_names[i]] = flat[i] = flat[i].detach().requires_grad_()
-    positional = len(flat) - len(op.keywords)
-    found = run(*flat[:positional], **dict(zip(op.keywords, flat[positional:], strict=True)))
+        for name in op.order[: op.tensors]:
+            if named[name] is not None and named[name].is_floating_point() and name != "denominator":
+                leaves[name] = named[name] = named[name].detach().requires_grad_()
+    found = run(**named)
     if op.in_place:
         outputs = [
             t for a in flat if isinstance(a, (list, tuple)) and a is not flat[1] for t in a if isinstance(t, Tensor)
