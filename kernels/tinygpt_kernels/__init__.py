@@ -4,7 +4,7 @@
 >>> y = ops.layer_norm(x, weight, bias)                 # the fastest implementation measured for this call
 >>> y = ops.layer_norm.on("triton")(x, weight, bias)    # this one, or an error that says why not
 
-`import tinygpt_kernels` itself imports nothing, torch included: `spec` and `triton_ops.interpreter` have to be
+`import tinygpt_kernels` itself imports nothing, torch included: `spec` and `interpreter` have to be
 usable before torch is.
 """
 

@@ -162,13 +162,13 @@ def reason(backend: str, call: Call, *, anywhere: bool = False) -> str | None:
     absent = load_backend(backend)
     if absent:
         return absent
-    impl = impls.get((call.op, backend))
-    if impl is None:
-        return f"has no {call.op}"
     if not anywhere:
         unavailable = backends[backend].unavailable(call.device_type)
         if unavailable:
             return unavailable
+    impl = impls.get((call.op, backend))
+    if impl is None:
+        return f"has no {call.op}"
     return impl.reason(call)
 
 

@@ -1,0 +1,16 @@
+"""Backend `triton`: one file per kernel; importing this registers them.
+
+Compiled for sm_80, sm_90, sm_100 and gfx942 and executed in Triton's interpreter by the tests; not yet timed on a GPU.
+"""
+
+from ..dispatch import register_backend
+from ..interpreter import interpreting, unavailable
+
+if interpreting():
+    from . import bf16
+
+    bf16.patch()
+
+from . import layer_norm  # noqa: F401
+
+register_backend("triton", unavailable)
