@@ -78,7 +78,7 @@ def test_the_error_names_the_call_each_reason_and_who_is_able(backend):
         strict(torch.randn(2, 8, requires_grad=True), torch.ones(8))
     lines = str(caught.value).splitlines()
     assert lines[0] == "layer_norm: backend 'toy' cannot serve this call"
-    assert lines[1].split() == ["call", "cpu", "float32", "C=8", "with", "grad"]
+    assert lines[1].split() == ["call", "cpu", "float32", "C=8", "R=2", "with", "grad"]
     assert lines[2].split(maxsplit=1) == ["toy", "the toy is broken; mend it"]
     assert lines[3].split()[0] == "able"
     assert "torch" in lines[3]

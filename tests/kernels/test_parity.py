@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tinygpt_kernels import dispatch, parity
-from tinygpt_kernels.autograd import reference_pair
+from tinygpt_kernels.autograd import eager, reference_pair
 from tinygpt_kernels.cases import CASES, cases
 from tinygpt_kernels.dispatch import all_ops, known_backends
+from tinygpt_kernels.op import BoundOp
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -19,7 +20,7 @@ def served():
                     yield pytest.param(case, backend, dtype, id=f"{case.op}-{case.name}-{backend}-{str(dtype)[6:]}")
 
 
-@pytest.mark.parametrize(("case", "backend", "dtype"), served())
+@pytest.mark.parametrize(("case", "backend", "dtype"), list(served()))
 def test_parity(case, backend, dtype):
     parity.check(case, backend, dtype)
 
@@ -87,9 +88,7 @@ def test_the_rule_notices_a_wrong_number(pair, index, factor):
 
     impl = dispatch.Impl("layer_norm", "wrong", fwd=(lambda *a: off(fwd(*a))) if pair == "fwd" else fwd,
                          bwd=(lambda *a, **k: off(bwd(*a, **k))) if pair == "bwd" else bwd)  # fmt: skip
-    from tinygpt_kernels.autograd import eager
-
-    bound = op.BoundOp(op, ("wrong",))
+    bound = BoundOp(op, ("wrong",))
     bound._resolve = lambda *a: eager(op, impl, True)
     with pytest.raises(AssertionError, match="allowed"):
         parity.check(case, bound, torch.float32)

@@ -53,7 +53,7 @@ def test_a_plugin_passes_the_same_cases_and_compiles(run):
                 parity.check(case, "toy", torch.float32)
         import toy_backend
         assert toy_backend.fwd.calls > 10
-        compiled = torch.compile(lambda *a: ops.layer_norm.on("toy")(*a), fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(lambda **k: ops.layer_norm.on("toy")(**k), fullgraph=True, backend="aot_eager")
         parity.check(cases("layer_norm")[4], compiled, torch.float32)
         print(ops.layer_norm.on("toy,torch")(torch.ones(2, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)).sum().item())
     """)

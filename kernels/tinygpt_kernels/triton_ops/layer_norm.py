@@ -142,7 +142,7 @@ def tile(R: int, C: int, *, backward: bool = False, interpreting: bool = INTERPR
 
     On a GPU a thread holds about 32 elements forward (16 backward, where there are four arrays of them), so that it loads
     weight in 128-bit pieces too: with half as many, 0.73 of the bf16 forward's accesses at C = 768 were 128 bits wide
-    instead of 0.94. In the interpreter the cost is per program: tiles of 65536 elements, since 768 rows took 6.5 s one by
+    instead of 0.95. In the interpreter the cost is per program: tiles of 65536 elements, since 768 rows took 6.5 s one by
     one and 0.12 s by 64.
     """
     BLOCK_C = next_power_of_2(C)
