@@ -1,0 +1,105 @@
+"""Batches that depend on (seed, stream, step, microbatch) alone: nothing to save, and nothing evaluation could disturb.
+
+# B batch, T tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Tokens = NDArray[np.integer[Any]]
+Batch = tuple[Tensor, Tensor]
+Stream = Literal["train", "estimate"]
+
+IGNORED = -100
+"""Target of padding; it takes part in no loss."""
+
+_STREAMS: dict[Stream, int] = {"train": 0, "estimate": 1}
+_UINT64 = (1 << 64) - 1
+
+
+def random_batch(
+    tokens: Tokens,
+    batch_size: int,
+    block_size: int,
+    *,
+    seed: int,
+    step: int,
+    micro: int = 0,
+    stream: Stream = "train",
+    device: str | torch.device = "cpu",
+) -> Batch:
+    """Windows at random places, with replacement.
+
+    The places are draws of the counter-based generator Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and counter
+    (step, micro): any step's batch can be had without those before it, in any process and on any machine.
+
+    Args:
+        tokens: [N], N above block_size.
+        step, micro: optimizer step, and microbatch within it, from 0.
+        stream: training batches, or those of nanoGPT's estimate of a loss; they never share draws.
+
+    Returns:
+        (x, y): int64 [B, T] on `device`, contiguous; y is x one token later.
+    """
+    philox = np.random.Philox(
+        key=np.array([seed & _UINT64, _STREAMS[stream]], np.uint64), counter=np.array([0, 0, micro, step], np.uint64)
+    )
+    # Raw draws are the same in every version of numpy; the bias of the remainder is below N / 2^64.
+    starts = (philox.random_raw(batch_size) % np.uint64(len(tokens) - block_size)).astype(np.int64)
+    windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    return _moved(windows[:, :-1], windows[:, 1:], torch.device(device))
+
+
+def random_batches(
+    tokens: Tokens, count: int, batch_size: int, block_size: int, *, seed: int, device: str | torch.device = "cpu"
+) -> Iterator[Batch]:
+    """`count` random batches for nanoGPT's estimate of a loss: the mean of their means. Always the same for a seed."""
+    for step in range(count):
+        yield random_batch(tokens, batch_size, block_size, seed=seed, step=step, stream="estimate", device=device)
+
+
+def consecutive_batches(
+    tokens: Tokens, batch_size: int, block_size: int, *, count: int | None = None, device: str | torch.device = "cpu"
+) -> Iterator[Batch]:
+    """Windows side by side, so that every token but the first is a target exactly once.
+
+    Every batch is [B, T], so that compiled code sees one shape: what the last window or batch lacks is padding, with inputs
+    0 and targets -100. Weigh each batch's mean loss by its number of other targets.
+
+    Args:
+        tokens: [N]; fewer than two give no batch.
+        count: only this many batches, of windows spread evenly over the tokens; None: all of them.
+
+    Yields:
+        (x, y): int64 [B, T] on `device`, contiguous.
+    """
+    place = np.arange(block_size + 1)
+    windows = -(-(len(tokens) - 1) // block_size) if len(tokens) > 1 else 0
+    chosen = np.arange(windows)
+    if count is not None and count * batch_size < windows:
+        chosen = np.arange(count * batch_size) * windows // (count * batch_size)
+    for first in range(0, len(chosen), batch_size):
+        rows = chosen[first : first + batch_size]
+        index = rows[:, None] * block_size + place
+        within = index < len(tokens)
+        taken = tokens[np.minimum(index, len(tokens) - 1)].astype(np.int64)
+        x = np.zeros((batch_size, block_size), np.int64)
+        y = np.full((batch_size, block_size), IGNORED, np.int64)
+        x[: len(rows)] = np.where(within[:, 1:], taken[:, :-1], 0)
+        y[: len(rows)] = np.where(within[:, 1:], taken[:, 1:], IGNORED)
+        yield _moved(x, y, torch.device(device))
+
+
+def _moved(x: NDArray[np.int64], y: NDArray[np.int64], device: torch.device) -> Batch:
+    tensors = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
+    if device.type == "cuda":
+        # From pinned memory the copy runs beside the kernels already queued.
+        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
+    return tensors[0].to(device, non_blocking=True), tensors[1].to(device, non_blocking=True)

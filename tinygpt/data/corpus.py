@@ -1,0 +1,287 @@
+"""From names and files to tokens: read as a stream, tokenised once, mapped into memory from then on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from ..tokenizers import Tokenizer, from_json, name_characters, tokenizer_class
+from .cache import (
+    Description,
+    TokenFile,
+    cache_key,
+    finish_tokens,
+    open_tokens,
+    read_record,
+    start_tokens,
+    storing,
+    token_path,
+    write_record,
+)
+from .sources import Identity, Part, Role, Source, default_source, find
+from .text import chunks, joined
+
+TRAIN_SHARE = 0.9
+"""Share of the characters, from the beginning, that train where a corpus publishes no validation split."""
+
+_MOST_UNKNOWN = 1000
+
+Progress = Callable[[str, int], None]
+"""Told what is being done, and the number of characters that are done."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of a text, and what they were made of.
+
+    Attributes:
+        name: of the sources, fit for a directory's name.
+        parts: name, role, size in bytes and SHA-256 of everything that was read, in order.
+        fingerprint: SHA-256 of the parts' contents and of how they are split; equal for equal text, whatever its name.
+        train, validation: token ids, read-only uint16 or uint32 [N], mapped into memory.
+        train_chars, train_bytes, validation_chars, validation_bytes: length of the text that the tokens stand for, in
+            characters and in bytes of UTF-8.
+        unknown: distinct characters that the tokenizer has no token for and that were left out (at most 1000).
+        notices: lines for the user: which corpus was chosen for them, what was left out.
+        location: the token file.
+    """
+
+    name: str
+    parts: tuple[Identity, ...]
+    fingerprint: str
+    train: NDArray[np.unsignedinteger[Any]]
+    validation: NDArray[np.unsignedinteger[Any]]
+    train_chars: int
+    train_bytes: int
+    validation_chars: int
+    validation_bytes: int
+    unknown: str
+    notices: tuple[str, ...]
+    location: Path
+
+    @property
+    def chars_per_token(self) -> float:
+        """Mean characters per token of the validation text: bits per character = loss / ln 2 / this."""
+        return self.validation_chars / len(self.validation)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Mean bytes of UTF-8 per token of the validation text: bits per byte = loss / ln 2 / this."""
+        return self.validation_bytes / len(self.validation)
+
+
+def prepare(
+    names: Sequence[str | Source],
+    tokenizer: str | Tokenizer = "char",
+    *,
+    progress: Progress | None = None,
+    train_share: float = TRAIN_SHARE,
+) -> tuple[Corpus, Tokenizer]:
+    """The tokens of corpora and files, from the cache where they were prepared before.
+
+    Published validation splits are validation text. All other text is joined in the order given and cut by position.
+
+    Args:
+        names: corpora by name and text files by path; none: the default corpus, named in `Corpus.notices`.
+        tokenizer: the name of one to train on this text, or a trained one (to resume, to evaluate).
+        progress: called now and then while text is read for the first time.
+        train_share: share of the text that trains; 0: all of it is validation text, and published training text is not read.
+
+    Raises:
+        UserError: unknown names, files that are no text, a dataset that cannot be fetched, no space in the cache, or fewer
+            than two tokens in all.
+    """
+    notices: list[str] = []
+    if names:
+        by_name = iter(find([name for name in names if isinstance(name, str)]))
+        sources = [name if isinstance(name, Source) else next(by_name) for name in names]
+    else:
+        source, notice = default_source()
+        sources, notices = [source], [notice]
+    name = _joined_name(sources)
+    parts = [part for source in sources for part in source.parts() if train_share or part.role != "train"]
+    identities = tuple(part.identity() for part in parts)
+    fingerprint = cache_key([train_share, [[part.role, part.sha256] for part in identities]])
+    text = _Text(parts, train_share, progress or (lambda doing, done: None))
+
+    if isinstance(tokenizer, str):
+        trained, kind = True, tokenizer_class(tokenizer)
+        tokenizer = _trained_before(kind, fingerprint) or _train(kind, fingerprint, text, name)
+    else:
+        trained = False
+    key = cache_key([fingerprint, tokenizer.to_json()])
+    tokens = open_tokens(key)
+    if tokens is None:
+        _write(key, name, text, tokenizer, identities, may_hold_unknown=not trained)
+        tokens = open_tokens(key)
+    if tokens is None:
+        raise UserError(f"{token_path(key)} cannot be read back just after it was written; check the disk")
+    return _corpus(name, identities, fingerprint, tokens, notices), tokenizer
+
+
+def require_blocks(corpus: Corpus, block_size: int) -> None:
+    """See that both splits hold a block of `block_size` tokens and the token after it.
+
+    Raises:
+        UserError: one does not; the message says how many tokens there are and how many it takes.
+    """
+    for split, tokens in (("training", corpus.train), ("validation", corpus.validation)):
+        if len(tokens) <= block_size:
+            lower = f", or lower model.block_size to {len(tokens) - 1} or less" if len(tokens) > 1 else ""
+            raise UserError(
+                f"{corpus.name}: the {split} split holds {len(tokens)} token{'s' * (len(tokens) != 1)}, and "
+                f"model.block_size={block_size} needs at least {block_size + 1}; give more text{lower}"
+            )
+
+
+class _Text:
+    """The parts as training text and validation text, streamed."""
+
+    def __init__(self, parts: Sequence[Part], train_share: float, progress: Progress) -> None:
+        self.parts, self.train_share, self.progress = parts, train_share, progress
+        self.cut: int | None = None
+
+    def all(self) -> Iterator[str]:
+        """All of it, each piece once; finds the place of the cut on the way."""
+        done = 0
+        for role in ("train", "cut", "validation"):
+            before = done
+            for piece in self._of(role):
+                done += len(piece)
+                yield piece
+                self.progress("reading", done)
+            if role == "cut":
+                self.cut = int((done - before) * self.train_share)
+
+    def splits(self) -> tuple[Iterator[str], Iterator[str]]:
+        """(training text, validation text), to be read in this order."""
+        if self.cut is None:
+            for _ in self.all():
+                pass
+        assert self.cut is not None
+        head, tail = _cut_at(self._of("cut"), self.cut)
+        return (
+            chunks(joined([self._of("train"), head])),
+            chunks(joined([tail, self._of("validation")])),
+        )
+
+    def _of(self, role: Role) -> Iterator[str]:
+        return chunks(joined(part.read() for part in self.parts if part.role == role))
+
+
+def _cut_at(text: Iterator[str], place: int) -> tuple[Iterator[str], Iterator[str]]:
+    """The first `place` characters, and those after; the first must be read to its end before the second."""
+    kept: list[str] = []
+
+    def head() -> Iterator[str]:
+        left = place
+        while left:
+            piece = next(text)
+            yield piece[:left]
+            kept.append(piece[left:])
+            left -= min(left, len(piece))
+
+    def tail() -> Iterator[str]:
+        yield from kept[-1:]
+        yield from text
+
+    return head(), tail()
+
+
+def _trained_before(kind: type[Tokenizer], fingerprint: str) -> Tokenizer | None:
+    try:
+        return from_json(read_record("tokenizers", _tokenizer_key(kind, fingerprint)) or {})
+    except UserError:
+        return None
+
+
+def _train(kind: type[Tokenizer], fingerprint: str, text: _Text, name: str) -> Tokenizer:
+    pieces = text.all()
+    first = next(pieces, None)
+    if first is None:
+        raise UserError(f"{name} holds no text")
+    tokenizer = kind.train(itertools.chain([first], pieces))
+    write_record("tokenizers", _tokenizer_key(kind, fingerprint), tokenizer.to_json())
+    return tokenizer
+
+
+def _tokenizer_key(kind: type[Tokenizer], fingerprint: str) -> str:
+    return cache_key(["tokenizer", kind.name, fingerprint])
+
+
+def _write(
+    key: str, name: str, text: _Text, tokenizer: Tokenizer, identities: Iterable[Identity], *, may_hold_unknown: bool
+) -> None:
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    needed = sum(part.bytes for part in identities) * dtype.itemsize
+    counts: list[tuple[int, int, int]] = []
+    unknown: dict[str, None] = {}
+    done = 0
+    with storing(token_path(key), needed=needed) as file:
+        start_tokens(file)
+        for split in text.splits():
+            tokens = chars = size = 0
+            for piece in split:
+                done += len(piece)
+                if may_hold_unknown and (strange := tokenizer.unknown_characters(piece)):
+                    unknown.update(dict.fromkeys(strange))
+                    piece = piece.translate(dict.fromkeys(map(ord, strange)))
+                ids = tokenizer.encode(piece)
+                file.write(ids.astype(dtype).data)
+                tokens += len(ids)
+                chars += len(piece)
+                size += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
+                text.progress("tokenising", done)
+            counts.append((tokens, chars, size))
+        if sum(tokens for tokens, _, _ in counts) < 2:
+            raise UserError(_too_short(name, done, unknown))
+        if tuple(part.identity() for part in text.parts) != tuple(identities):
+            raise UserError(f"{name}: the text changed while it was being read; try again")
+        finish_tokens(file, Description(key, name, dtype.str, *counts[0], *counts[1], "".join(unknown)[:_MOST_UNKNOWN]))
+
+
+def _too_short(name: str, chars: int, unknown: Iterable[str]) -> str:
+    strange = "".join(unknown)
+    if strange:
+        return (
+            f"{name}: next to nothing of this text is left without the characters the tokenizer never saw "
+            f"({name_characters(strange)}); it was trained on text of another kind"
+        )
+    return f"{name} holds {chars} character{'s' * (chars != 1)}; nothing can be predicted from fewer than two tokens"
+
+
+def _joined_name(sources: Sequence[Source]) -> str:
+    names = list(dict.fromkeys(source.name for source in sources))
+    return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}-more"
+
+
+def _corpus(
+    name: str, parts: tuple[Identity, ...], fingerprint: str, file: TokenFile, notices: Sequence[str]
+) -> Corpus:
+    about = file.description
+    if about.unknown:
+        left_out = (
+            f"{name} holds characters that the tokenizer never saw: {name_characters(about.unknown)}; they are left out"
+        )
+        notices = [*notices, left_out]
+    return Corpus(
+        name=name,
+        parts=parts,
+        fingerprint=fingerprint,
+        train=file.train,
+        validation=file.validation,
+        train_chars=about.train_chars,
+        train_bytes=about.train_bytes,
+        validation_chars=about.validation_chars,
+        validation_bytes=about.validation_bytes,
+        unknown=about.unknown,
+        notices=tuple(notices),
+        location=file.path,
+    )
