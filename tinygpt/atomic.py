@@ -1,7 +1,7 @@
 """Files that are either finished or absent: written under a temporary name, synced, renamed.
 
-A writer holds a lock on its temporary file, so `sweep` can tell what a killed process left behind from what another process
-is writing at this moment.
+A writer holds a lock on its temporary file, so `sweep` can tell what a killed process left behind from what another
+process is writing at this moment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SUFFIX = ".partial"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of `path` when the block ends, and leaves nothing when the block raises.
+    """A file open for writing that takes the place of `path` when the block ends, and leaves nothing when it raises.
 
     Raises:
         OSError: the directory does not exist or cannot be written, or the disk is full.
@@ -77,7 +77,7 @@ def sweep(directory: Path) -> None:
 def _create(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
-        file = open(temporary, "xb")
+        file = temporary.open("xb")
         if not fcntl:
             return temporary, file
         fcntl.flock(file, fcntl.LOCK_EX)

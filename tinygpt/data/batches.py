@@ -15,12 +15,12 @@ from torch import Tensor
 
 Tokens = NDArray[np.integer[Any]]
 Batch = tuple[Tensor, Tensor]
-Stream = Literal["train", "estimate"]
+Stream = Literal["train", "evaluation", "estimate"]
 
 IGNORED = -100
 """Target of padding; it takes part in no loss."""
 
-_STREAMS: dict[Stream, int] = {"train": 0, "estimate": 1}
+_STREAMS: dict[Stream, int] = {"train": 0, "evaluation": 1, "estimate": 2}
 _UINT64 = (1 << 64) - 1
 
 
@@ -37,13 +37,13 @@ def random_batch(
 ) -> Batch:
     """Windows at random places, with replacement.
 
-    The places are draws of the counter-based generator Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and counter
-    (step, micro): any step's batch can be had without those before it, in any process and on any machine.
+    The places are draws of the counter-based generator Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and
+    counter (step, micro): any step's batch can be had without those before it, in any process and on any machine.
 
     Args:
         tokens: [N], N above block_size.
         step, micro: optimizer step, and microbatch within it, from 0.
-        stream: training batches, or those of nanoGPT's estimate of a loss; they never share draws.
+        stream: training, evaluation on the way, or nanoGPT's estimate of a loss; they never share draws.
 
     Returns:
         (x, y): int64 [B, T] on `device`, contiguous; y is x one token later.
@@ -70,8 +70,8 @@ def consecutive_batches(
 ) -> Iterator[Batch]:
     """Windows side by side, so that every token but the first is a target exactly once.
 
-    Every batch is [B, T], so that compiled code sees one shape: what the last window or batch lacks is padding, with inputs
-    0 and targets -100. Weigh each batch's mean loss by its number of other targets.
+    Every batch is [B, T], so that compiled code sees one shape: what the last window or batch lacks is padding, with
+    inputs 0 and targets -100. Weigh each batch's mean loss by its number of other targets.
 
     Args:
         tokens: [N]; fewer than two give no batch.

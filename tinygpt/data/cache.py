@@ -4,11 +4,12 @@
     tokenizers/KEY.json     tokenizers trained on a corpus
     texts/KEY.txt, .json    datasets fetched from the network, as plain text, with their size and hash
 
-Every file is written under a temporary name, synced and renamed, so an interrupted preparation is never taken for a finished
-one. Processes that prepare the same text at once each write their own file; the last rename wins, with the same content.
+Every file is written under a temporary name, synced and renamed, so an interrupted preparation is never taken for a
+finished one. Processes that prepare the same text at once each write their own file; the last rename wins, with the same
+content.
 
-A token file is: magic (8 bytes), zeros up to 64 bytes, training ids, validation ids, a JSON description, and a footer of the
-description's SHA-256 (32 bytes), its length (8 bytes, little endian) and the magic again.
+A token file is: magic (8 bytes), zeros up to 64 bytes, training ids, validation ids, a JSON description, and a footer of
+the description's SHA-256 (32 bytes), its length (8 bytes, little endian) and the magic again.
 """
 
 from __future__ import annotations
@@ -241,7 +242,8 @@ def _explained(error: OSError, directory: Path, needed: int | None) -> OSError |
         with suppress(OSError):
             room += f", {_megabytes(shutil.disk_usage(directory).free)} are free" if room else ""
         return UserError(
-            f"no space left in the cache {directory}{room}; free some, or set TINYGPT_CACHE to a directory on another disk"
+            f"no space left in the cache {directory}{room}; "
+            "free some, or set TINYGPT_CACHE to a directory on another disk"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return UserError(

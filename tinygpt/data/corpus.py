@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,16 @@ class Corpus:
     notices: tuple[str, ...]
     location: Path
 
+    def to_json(self) -> dict[str, Any]:
+        """What a run records of its corpus."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "parts": [asdict(part) for part in self.parts],
+            "train_tokens": len(self.train),
+            "validation_tokens": len(self.validation),
+        }
+
     @property
     def chars_per_token(self) -> float:
         """Mean characters per token of the validation text: bits per character = loss / ln 2 / this."""
@@ -92,11 +102,12 @@ def prepare(
         names: corpora by name and text files by path; none: the default corpus, named in `Corpus.notices`.
         tokenizer: the name of one to train on this text, or a trained one (to resume, to evaluate).
         progress: called now and then while text is read for the first time.
-        train_share: share of the text that trains; 0: all of it is validation text, and published training text is not read.
+        train_share: share of the text that trains; 0: all of it is validation text, and published training text is left
+            aside.
 
     Raises:
-        UserError: unknown names, files that are no text, a dataset that cannot be fetched, no space in the cache, or fewer
-            than two tokens in all.
+        UserError: unknown names, files that are no text, a dataset that cannot be fetched, no space in the cache, or
+            fewer than two tokens in all.
     """
     notices: list[str] = []
     if names:

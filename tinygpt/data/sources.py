@@ -1,6 +1,6 @@
 """Named corpora and text files, and what they are called.
 
-A source is one or more parts. A part knows its identity (size and hash, cheap) and streams its text (UTF-8, any length).
+A source is one or more parts. A part knows its identity (size and hash) and streams its text, whatever its length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Literal
@@ -33,9 +33,6 @@ class Identity:
     role: Role
     bytes: int
     sha256: str
-
-    def to_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class Part(ABC):

@@ -71,8 +71,8 @@ def read_text(path: Path) -> Iterator[str]:
         # The decoder's input ended at `end`, whatever it had kept back from the block before.
         offset = end - len(error.object) + error.start
         raise UserError(
-            f"{path} is not UTF-8: byte {offset} (0x{error.object[error.start]:02x}) starts no character. If it is Latin-1, "
-            f"convert it: iconv -f LATIN1 -t UTF-8 {path.name} > {path.stem}.utf8{path.suffix}"
+            f"{path} is not UTF-8: byte {offset} (0x{error.object[error.start]:02x}) starts no character. "
+            f"If it is Latin-1, convert it: {_conversion(path, 'LATIN1')}"
         ) from None
 
 
@@ -111,18 +111,20 @@ def joined(texts: Iterable[Iterable[str]]) -> Iterator[str]:
 
 def _refuse_binary(path: Path, block: bytes, offset: int) -> None:
     if offset == 0 and block.startswith(_UTF16):
-        raise UserError(
-            f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > {path.stem}.utf8{path.suffix}"
-        )
+        raise UserError(f"{path} is UTF-16, not UTF-8; convert it: {_conversion(path, 'UTF-16')}")
     nul = block.find(b"\0")
     if nul >= 0:
         raise UserError(f"{path} is binary, not text (byte {offset + nul} is NUL); give a UTF-8 text file")
     controls = len(block) - len(block.translate(None, _CONTROL))
     if controls > len(block) // 10:
         raise UserError(
-            f"{path} is binary, not text ({controls} of {len(block)} bytes from byte {offset} on are control characters); "
-            "give a UTF-8 text file"
+            f"{path} is binary, not text ({controls} of {len(block)} bytes from byte {offset} on are control "
+            "characters); give a UTF-8 text file"
         )
+
+
+def _conversion(path: Path, encoding: str) -> str:
+    return f"iconv -f {encoding} -t UTF-8 {path.name} > {path.stem}.utf8{path.suffix}"
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:

@@ -69,7 +69,7 @@ class CharTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
         array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
-        if array.size and not (0 <= array.min() and array.max() < self.vocab_size):
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             wrong = array[(array < 0) | (array >= self.vocab_size)][0]
             raise ValueError(f"token id {wrong} is not one of this tokenizer's 0 .. {self.vocab_size - 1}")
         return _text(self._code_of[array])
