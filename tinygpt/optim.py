@@ -99,3 +99,31 @@ class AdamW:
 
 def _moment(p: nn.Parameter) -> Tensor:
     return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), memory_format=torch.preserve_format)
+
+
+class LossScale:
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2): halved at an overflow, doubled after 2000 good steps."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scale = 2.0**16 if enabled else 1.0
+        self.good_steps = 0
+
+    def unscale(self, gradients: Iterable[Tensor | None]) -> None:
+        """Undo the scale on gradients, in place."""
+        if self.enabled:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(1.0 / self.scale)
+
+    def accepts(self, norm: Tensor) -> bool:
+        """Whether a step with this gradient norm may be taken; adjusts the scale."""
+        if not self.enabled:
+            return True
+        finite = math.isfinite(norm.item())
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.scale /= 2
+        elif self.good_steps == 2000:
+            self.scale, self.good_steps = self.scale * 2, 0
+        return finite

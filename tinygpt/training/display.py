@@ -1,0 +1,118 @@
+"""What a person sees of a run: a live line with progress in a terminal, plain lines where output is kept, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run is. loss: of the last step's batch; val_loss: of the last evaluation; utilisation: share of matmul rate."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    val_loss: float | None
+    tokens_per_second: float
+    utilisation: float | None
+
+    def __str__(self) -> str:
+        val = "" if self.val_loss is None else f"  val {self.val_loss:.4f}"
+        share = "" if self.utilisation is None else f"  {100 * self.utilisation:.0f}% of matmul"
+        return f"loss {self.loss:.4f}{val}  lr {self.lr:.1e}  {self.tokens_per_second:,.0f} tok/s{share}"
+
+
+class Display:
+    """Shows nothing; the others override what they show."""
+
+    def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        """What is about to be trained."""
+
+    def note(self, message: str) -> None:
+        """One line the user should know."""
+
+    def update(self, status: Status) -> None:
+        """A step was logged."""
+
+    def evaluated(self, status: Status) -> None:
+        """The validation loss is new."""
+
+    def sample(self, step: int, text: str) -> None:
+        """Text the model wrote."""
+
+    def close(self) -> None:
+        """No more is shown."""
+
+
+class Lines(Display):
+    """Plain lines, for files and pipes: the header, one line per evaluation, samples."""
+
+    def __init__(self) -> None:
+        self._last: Status | None = None
+
+    def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        width = max(len(label) for label, _ in rows)
+        for label, value in rows:
+            self.note(f"{label:<{width}}  {value}")
+
+    def note(self, message: str) -> None:
+        print(message, flush=True)
+
+    def evaluated(self, status: Status) -> None:
+        self.note(f"step {status.step}/{status.steps}  {status}")
+
+    def sample(self, step: int, text: str) -> None:
+        self.note(f"--- sample at step {step}\n{text}\n---")
+
+
+class Live(Display):
+    """A table, then one live progress line above which evaluations and samples scroll by."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.completed}/{task.total}"), BarColumn(bar_width=None), TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+
+    def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for label, value in rows:
+            table.add_row(f"[dim]{label}", value)
+        self.console.print(table)
+
+    def note(self, message: str) -> None:
+        self.console.print(message, markup=False, highlight=False)
+
+    def update(self, status: Status) -> None:
+        share = "" if status.utilisation is None else f" {100 * status.utilisation:.0f}%"
+        line = f"loss {status.loss:.3f} {status.tokens_per_second / 1000:,.1f}k tok/s{share}"
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=status.steps, completed=status.step, status=line)
+        self._progress.update(self._task, completed=status.step, status=line)
+
+    def evaluated(self, status: Status) -> None:
+        self.note(f"step {status.step:>6}  {status}")
+
+    def sample(self, step: int, text: str) -> None:
+        self.console.rule(f"[dim]sample at step {step}", align="left", style="dim")
+        self.note(text)
+        self.console.rule(style="dim")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def for_output() -> Display:
+    """Live in a terminal, lines elsewhere."""
+    console = Console()
+    return Live(console) if console.is_terminal and sys.stdout.isatty() else Lines()

@@ -1,0 +1,361 @@
+"""The training loop.
+
+A step is a pure function of (weights, optimizer state, seed, step): batches come from counters (data/batches.py), and
+PyTorch's generators are reseeded from (seed, step) before each step. So a run that was killed and resumed is, byte for byte,
+the run that was not, and evaluating or sampling in between changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tinygpt_kernels import bind
+
+from ..checkpoint import Run, refuse_existing
+from ..config import RunConfig
+from ..data.batches import random_batch
+from ..data.corpus import Corpus, prepare, require_blocks
+from ..errors import UserError
+from ..generation import sample
+from ..models.gpt import GPT
+from ..optim import AdamW, LossScale, learning_rate
+from ..tokenizers import Tokenizer
+from . import machine
+from .display import Display, Status
+from .evaluate import Evaluation, evaluate, random_estimate, subset_loss
+from .plot import plot_losses
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. evaluation and estimate are None when a signal stopped it before its last step."""
+
+    path: Path
+    step: int
+    signal: int | None
+    evaluation: Evaluation | None
+    estimate: float | None
+    tokens_per_second: float
+
+
+def train(
+    config: RunConfig, out: Path, *, resume: bool = False, overwrite: bool = False, display: Display | None = None
+) -> Result:
+    """Train `config` into the run directory `out`; with `resume`, go on from its newest checkpoint.
+
+    Resuming takes model, data, optimizer and seed from `config`, which the caller made of the run's own; weights and
+    optimizer state come from the checkpoint.
+
+    Raises:
+        UserError: anything the user can mend; nothing that was saved before is lost.
+        BackendError: the backend cannot serve this model here, with reasons; nothing was written.
+    """
+    display = display or Display()
+    if not resume:
+        refuse_existing(out, overwrite=overwrite)
+    run = Run.open(out, lock=True) if resume else None
+    try:
+        trainer = Trainer(config, display, run)
+        if run is None:
+            run = Run.create(out, config, trainer.tokenizer, trainer.facts(), trainer.save, overwrite=overwrite)
+            trainer.run = run
+        return trainer.loop()
+    finally:
+        display.close()
+        if run is not None:
+            run.close()
+
+
+class Trainer:
+    """A model, its data and its optimizer, ready to step."""
+
+    def __init__(self, config: RunConfig, display: Display, run: Run | None) -> None:
+        self.config, self.display, self.run = config, display, run
+        self.device = machine.pick_device(config.device)
+        self.precision = machine.pick_precision(config.training.precision, self.device)
+        self.corpus, self.tokenizer = self._read(run)
+        require_blocks(self.corpus, config.model.block_size)
+        for notice in self.corpus.notices:
+            display.note(notice)
+
+        self.kernels = bind(config.backend, strict=config.strict)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.model = GPT(config.model, self.tokenizer.vocab_size, self.kernels, generator=generator).to(self.device)
+        self.optimizer = AdamW(self.model.named_parameters(), config.optim, self.kernels)
+        self.loss_scale = LossScale(self.precision == torch.float16)
+        self.forward = torch.compile(self.model) if config.training.compile else self.model
+        self.step = 0
+        self.val_loss: float | None = None
+        self.signal: int | None = None
+        self._try_backends()
+        self.matmul_rate = machine.matmul_rate(self.device, self.precision)
+        display.header(self._header())
+        if run is not None:
+            self._restore(run)
+
+    def loop(self) -> Result:
+        """Train to the last step, or to a signal; either way the run can go on from where it is."""
+        assert self.run is not None
+        c = self.config.training
+        loss = torch.zeros(())
+        done, since, spent = 0, time.perf_counter(), 0.0  # throughput counts training, not evaluation or sampling
+        rate = 0.0
+        with self._signals():
+            if self.step == 0:
+                self._evaluate(Status(0, c.steps, math.nan, 0.0, None, 0.0, None))
+                since = time.perf_counter()
+            while self.step < c.steps and self.signal is None:
+                lr = learning_rate(self.config.optim, self.step, c.steps)
+                loss, norm = self.train_step(lr)
+                self.step += 1
+                done += 1
+                last = self.step == c.steps or self.signal is not None
+                evaluating = self.step % c.eval_every == 0 or self.step == c.steps
+                saving = self.step % c.checkpoint_every == 0 or last
+                if self.step % c.log_every == 0 or evaluating or saving:
+                    value = self._finite(loss)
+                    now = time.perf_counter()
+                    spent += now - since
+                    rate = done * c.batch_size * c.accumulate * self.config.model.block_size / spent
+                    status = Status(self.step, c.steps, value, lr, self.val_loss, rate, self._utilisation(rate))
+                    self.run.log(
+                        step=self.step, loss=value, lr=lr, grad_norm=norm.item(), tokens_per_second=round(rate, 1)
+                    )
+                    self.display.update(status)
+                    if evaluating:
+                        self._evaluate(status)
+                    if c.sample_every and self.step % c.sample_every == 0 and self.step != c.steps:
+                        self._sample()
+                    if saving:
+                        self.save(self.run)
+                    done, spent = (done, spent) if spent < 10 else (0, 0.0)
+                    since = time.perf_counter()
+        return self._finish(rate)
+
+    def train_step(self, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step; returns (loss, gradient norm before clipping) as tensors, so that a GPU need not wait."""
+        c, block = self.config.training, self.config.model.block_size
+        self._reseed()
+        self.optimizer.zero_grad()
+        # Several microbatches make one mean: each divides its sum by the tokens of all.
+        targets = c.accumulate * c.batch_size * block
+        denominator = torch.tensor(float(targets), device=self.device) if c.accumulate > 1 else None
+        total = torch.zeros((), device=self.device)
+        for micro in range(c.accumulate):
+            x, y = random_batch(self.corpus.train, c.batch_size, block, seed=self.config.seed, step=self.step,
+                                micro=micro, device=self.device)  # fmt: skip
+            with machine.autocast(self.device, self.precision):
+                loss = self.forward(x, y, denominator)
+            (loss * self.loss_scale.scale if self.loss_scale.enabled else loss).backward()
+            total += loss.detach()
+        self.loss_scale.unscale(p.grad for p in self.optimizer.parameters.values())
+        norm = self.optimizer.clip()
+        if (
+            self.device.type == "cpu"
+        ):  # elsewhere reading a number waits for the device: there it is read when it is logged
+            self._finite(total)
+            self._finite(norm)
+        if self.loss_scale.accepts(norm):
+            self.optimizer.step(lr)
+        return total, norm
+
+    def save(self, run: Run) -> None:
+        """Save a checkpoint of this moment into `run`."""
+        state = {
+            "step": self.step,
+            "val_loss": self.val_loss,
+            "optimizer": self.optimizer.state_dict(),
+            "loss_scale": [self.loss_scale.scale, self.loss_scale.good_steps],
+            "exactness": self._exactness(),
+        }
+        run.save(self.step, self.model.state_dict(), state, self.val_loss)
+
+    def facts(self) -> dict[str, Any]:
+        """What config.json records beside the config."""
+        return {
+            "environment": machine.describe(self.device),
+            "precision": str(self.precision).removeprefix("torch."),
+            "corpus": {
+                "name": self.corpus.name,
+                "fingerprint": self.corpus.fingerprint,
+                "parts": [part.to_json() for part in self.corpus.parts],
+            },
+            "backends": {op: list(served) for op, served in self.kernels.served().items()},
+            "parameters": self.model.parameter_count(),
+        }
+
+    def _read(self, run: Run | None) -> tuple[Corpus, Tokenizer]:
+        if run is None:
+            return prepare(self.config.data.sources, self.config.data.tokenizer, progress=None)
+        corpus, tokenizer = prepare(self.config.data.sources, run.tokenizer)
+        recorded = run.facts.get("corpus", {})
+        if recorded.get("fingerprint") != corpus.fingerprint:
+            before = {part["name"]: part["sha256"] for part in recorded.get("parts", [])}
+            now = {part.name: part.sha256 for part in corpus.parts}
+            changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+            raise UserError(
+                f"the corpus has changed since this run began ({', '.join(changed[:3]) or corpus.name}): restore it, "
+                "or train anew with --overwrite or another --out"
+            )
+        return corpus, tokenizer
+
+    def _restore(self, run: Run) -> None:
+        self.step, weights, state = run.load_newest(self.display.note)
+        try:
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"{run.path}: checkpoint {self.step} is of another model: {str(error).splitlines()[0]}"
+            ) from None
+        self.val_loss = state.get("val_loss")
+        if self.loss_scale.enabled:
+            self.loss_scale.scale, self.loss_scale.good_steps = state["loss_scale"]
+        run.sweep(self.step)
+        was, now = state.get("exactness", {}), self._exactness()
+        changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key]]
+        if changed:
+            self.display.note(f"not bit for bit the same run from here on: {'; '.join(changed)}")
+        if self.config.training.steps != run.config.training.steps:
+            self.display.note(
+                f"steps {run.config.training.steps} -> {self.config.training.steps}: the learning rate follows the new length"
+            )
+        run.config = replace(self.config, preset=run.config.preset)
+        run.facts |= {"environment": machine.describe(self.device), "backends": self.facts()["backends"]}
+        run.write_config()
+        self.display.note(f"resumed at step {self.step} of {self.config.training.steps}")
+
+    def _try_backends(self) -> None:
+        """One forward and backward whose gradients are dropped: what a backend refuses is said before anything is written."""
+        x, y = random_batch(self.corpus.train, self.config.training.batch_size, self.config.model.block_size,
+                            seed=self.config.seed, step=0, device=self.device)  # fmt: skip
+        self._reseed()
+        with machine.autocast(self.device, self.precision):
+            loss = self.model(x, y)
+        loss.backward()
+        gradients = [p.grad.clone() for p in self.optimizer.parameters.values() if p.grad is not None]
+        self.kernels.clip_grad_norm_(gradients, 1.0)
+        moments = [torch.zeros_like(g) for g in gradients]
+        self.kernels.adamw_([g.clone() for g in gradients], gradients, moments, [m.clone() for m in moments], step=1, lr=0.0,
+                            betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)  # fmt: skip
+        self.optimizer.zero_grad()
+
+    def _reseed(self) -> None:
+        seed = int(np.random.SeedSequence([self.config.seed & (2**63 - 1), self.step]).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed >> 1)
+
+    def _finite(self, value: torch.Tensor) -> float:
+        number = value.item()
+        if not math.isfinite(number) and not self.loss_scale.enabled:
+            saved = self.run.checkpoints() if self.run else []
+            raise UserError(
+                f"the loss or its gradient is {number} at step {self.step}; the run stops. The last good checkpoint is that "
+                f"of step {saved[-1] if saved else 0}: go on from it with --resume --set optim.lr={self.config.optim.lr / 3:.1e}, "
+                "or look for broken data"
+            )
+        return number
+
+    def _evaluate(self, status: Status) -> None:
+        assert self.run is not None
+        c = self.config
+        self.val_loss = subset_loss(
+            self.model,
+            self.corpus.validation,
+            c.training.eval_batches,
+            c.training.batch_size,
+            self.device,
+            self.precision,
+        )
+        self.run.log(step=self.step, val_loss=self.val_loss)
+        if self.step:
+            self.display.evaluated(replace(status, val_loss=self.val_loss))
+            plot_losses(self.run.metrics(), self.run.path / "loss.png", self._title())
+        else:
+            self.display.note(f"step 0/{c.training.steps}  val {self.val_loss:.4f} before training")
+
+    def _sample(self) -> None:
+        assert self.run is not None
+        text = "".join(
+            sample(self.model, self.tokenizer, count=self.config.training.sample_tokens, seed=self.config.seed)
+        )
+        self.run.log_sample(self.step, text)
+        self.display.sample(self.step, text.strip("\n"))
+
+    def _finish(self, rate: float) -> Result:
+        assert self.run is not None
+        self.display.close()
+        if self.step < self.config.training.steps:
+            if self.step not in self.run.checkpoints():  # the signal came after the step had been logged
+                self.save(self.run)
+            return Result(self.run.path, self.step, self.signal, None, None, rate)
+        c = self.config
+        evaluation = evaluate(self.model, self.corpus, self.device, self.precision)
+        estimate = random_estimate(
+            self.model, self.corpus.validation, c.training.batch_size, c.seed, self.device, self.precision
+        )
+        self.run.log(step=self.step, final=evaluation.to_dict(), estimate=estimate)
+        self._sample()
+        return Result(self.run.path, self.step, self.signal, evaluation, estimate, rate)
+
+    def _utilisation(self, rate: float) -> float:
+        return rate * self.model.flops_per_token() / self.matmul_rate
+
+    def _exactness(self) -> dict[str, Any]:
+        """What has to be the same for a resumed run to be the same bit for bit."""
+        facts = machine.describe(self.device)
+        kept = {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")}
+        return kept | {"backends": {op: list(served) for op, served in self.kernels.served().items()}}
+
+    def _title(self) -> str:
+        m = self.config.model
+        return f"{self.corpus.name}: {m.layers} layers, {m.heads} heads, width {m.width}, context {m.block_size}"
+
+    def _header(self) -> list[tuple[str, str]]:
+        m, t = self.config.model, self.config.training
+        by_backend: dict[str, list[str]] = {}
+        for op, served in self.kernels.served().items():
+            by_backend.setdefault("+".join(served), []).append(op)
+        one = next(iter(by_backend)) if len(by_backend) == 1 else None
+        served_by = (
+            f"{one} for every op" if one else " · ".join(f"{b}: {', '.join(ops)}" for b, ops in by_backend.items())
+        )
+        return [
+            ("corpus", f"{self.corpus.name}: {len(self.corpus.train):,} training and {len(self.corpus.validation):,} validation "
+             f"tokens, vocabulary {self.tokenizer.vocab_size} ({self.tokenizer.name})"),
+            ("model", f"{self.model.parameter_count() / 1e6:.2f} M parameters: {m.layers} layers, {m.heads} heads, width {m.width}, "
+             f"context {m.block_size}"),
+            ("training", f"{t.steps} steps of {t.batch_size * t.accumulate} x {m.block_size} tokens, seed {self.config.seed}"),
+            ("device", f"{self.device}, {str(self.precision).removeprefix('torch.')}, "
+             f"{self.matmul_rate / 1e9:,.0f} GFLOP/s in large matrix products"),
+            ("backend", f"{self.config.backend} -> {served_by}"),
+        ]  # fmt: skip
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the loop after the step at hand; a second SIGINT stops at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+            self.display.note("finishing this step and saving; once more to stop at once")
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: its owner handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
