@@ -84,7 +84,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "tinygpt": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a TorchVersion would not load with weights_only
         "triton": _version("triton"),
         "platform": platform.platform(),
         "processor": _processor(),

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -188,7 +188,7 @@ class Trainer:
             "corpus": {
                 "name": self.corpus.name,
                 "fingerprint": self.corpus.fingerprint,
-                "parts": [part.to_json() for part in self.corpus.parts],
+                "parts": [asdict(part) for part in self.corpus.parts],
             },
             "backends": {op: list(served) for op, served in self.kernels.served().items()},
             "parameters": self.model.parameter_count(),
