@@ -5,11 +5,11 @@
     texts/KEY.txt, .json    datasets fetched from the network, as plain text, with their size and hash
 
 Every file is written under a temporary name, synced and renamed, so an interrupted preparation is never taken for a
-finished one. Processes that prepare the same text at once each write their own file; the last rename wins, with the same
-content.
+finished one. Processes that prepare the same text at once each write their own file; the last rename wins, with the
+same content.
 
-A token file is: magic (8 bytes), zeros up to 64 bytes, training ids, validation ids, a JSON description, and a footer of
-the description's SHA-256 (32 bytes), its length (8 bytes, little endian) and the magic again.
+A token file is: magic (8 bytes), zeros up to 64 bytes, training ids, validation ids, a JSON description, and a footer
+of the description's SHA-256 (32 bytes), its length (8 bytes, little endian) and the magic again.
 """
 
 from __future__ import annotations

@@ -160,16 +160,19 @@ class _Text:
         self.cut: int | None = None
 
     def all(self) -> Iterator[str]:
-        """All of it, each piece once; finds the place of the cut on the way."""
+        """All of it, each piece once, with the line ends that `splits` may put between; finds the place of the cut."""
         done = 0
-        for role in ("train", "cut", "validation"):
-            before = done
-            for piece in self._of(role):
-                done += len(piece)
-                yield piece
-                self.progress("reading", done)
-            if role == "cut":
-                self.cut = int((done - before) * self.train_share)
+        for piece in joined([self._of("train"), self._counted("cut"), self._of("validation")]):
+            done += len(piece)
+            yield piece
+            self.progress("reading", done)
+
+    def _counted(self, role: Role) -> Iterator[str]:
+        length = 0
+        for piece in self._of(role):
+            length += len(piece)
+            yield piece
+        self.cut = int(length * self.train_share)
 
     def splits(self) -> tuple[Iterator[str], Iterator[str]]:
         """(training text, validation text), to be read in this order."""
@@ -244,7 +247,7 @@ def _write(
                 if may_hold_unknown and (strange := tokenizer.unknown_characters(piece)):
                     unknown.update(dict.fromkeys(strange))
                     piece = piece.translate(dict.fromkeys(map(ord, strange)))
-                ids = tokenizer.encode(piece)
+                ids = tokenizer.encode(piece, unknown="error")
                 file.write(ids.astype(dtype).data)
                 tokens += len(ids)
                 chars += len(piece)
