@@ -1,0 +1,81 @@
+"""The command line. Whatever can be said without torch is said before torch is imported.
+
+Exit codes: 0 done; 1 failed while computing; 2 wrong arguments, nothing was begun; 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from .. import __version__
+from ..errors import UserError
+from .arguments import Command, Eval, Generate, Train, parse
+
+__all__ = ["main"]
+
+FAILED, WRONG, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (None: this process's) and return its exit code.
+
+    What a user can mend becomes one message on stderr; any other exception is a bug and keeps its traceback.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # sampled text may hold what the terminal's encoding does not
+            stream.reconfigure(errors="replace")
+    if list(argv) == ["--version"]:
+        print(f"tinygpt {__version__}")
+        return 0
+    code = WRONG
+    try:
+        work = _plan(parse(argv))
+        code = FAILED
+        done = work()
+        sys.stdout.flush()
+        return done
+    except SystemExit as end:  # tyro has said what there is to say
+        return end.code if isinstance(end.code, int) else 0
+    except UserError as error:
+        return _fail(error, code)
+    except RuntimeError as error:
+        from tinygpt_kernels import BackendError  # imports torch, which whatever raises it has done before
+
+        if not isinstance(error, BackendError):
+            raise
+        return _fail(error, code)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _plan(command: Command) -> Callable[[], int]:
+    """Check a command, and return what carries it out."""
+    if isinstance(command, Train):
+        from .train import plan as plan_train
+
+        return plan_train(command)
+    if isinstance(command, Generate):
+        from .generate import plan as plan_generate
+
+        return plan_generate(command)
+    if isinstance(command, Eval):
+        from .evaluate import plan as plan_eval
+
+        return plan_eval(command)
+    from .backends import plan as plan_backends
+
+    return plan_backends(command)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"tinygpt: error: {error}", file=sys.stderr)
+    return code

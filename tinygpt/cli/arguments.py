@@ -1,0 +1,124 @@
+"""What can be typed: one dataclass per command, and tyro to read them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import tyro
+from tyro.conf import DisallowNone, FlagCreatePairsOff, Positional, UseAppendAction, arg, create_mutex_group, subcommand
+
+from .. import __version__
+
+_existing = create_mutex_group(required=False, title="an existing run")
+_Words: TypeAlias = UseAppendAction[tuple[tuple[str, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on text, and keep all it takes to go on, to sample and to evaluate in one directory.
+
+    Without any argument: the preset for this machine on the default corpus.
+    """
+
+    preset: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: char-gpu on a GPU, char-cpu elsewhere)")
+    ] = None
+    """Where the settings start from: char-cpu, char-gpu or gpt2."""
+    backend: Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: auto)")] = None
+    """Who computes: auto, one backend, a preference `cuda,triton`, or per op `layer_norm=cpp`. See `tinygpt backends`."""
+    strict: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Stop rather than let torch serve what the backend cannot."""
+    data: Annotated[_Words, arg(metavar="NAME|FILE ...", help_behavior_hint="(default: shakespeare if installed, else python)")] = ()  # fmt: skip
+    """What to read: text files, or shakespeare, python, tiny_shakespeare, tinystories."""
+    tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: char)")] = None
+    """How text becomes tokens."""
+    steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)")] = None
+    """Optimizer steps; with --resume the new total."""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/CORPUS-PRESET)")] = None
+    """The run's directory."""
+    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="(default: a GPU if there is one)")] = None
+    """cpu, cuda, cuda:1 or mps."""
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1337)")] = None
+    """Of weights, batches and dropout."""
+    set: Annotated[_Words, arg(metavar="KEY=VALUE ...", help_behavior_hint="(repeatable)")] = ()
+    """Any setting by name, for example model.layers=2 training.eval_every=50."""
+    resume: Annotated[bool, _existing, arg(help_behavior_hint="")] = False
+    """Go on from the newest checkpoint of the run, with its settings."""
+    overwrite: Annotated[bool, _existing, arg(help_behavior_hint="")] = False
+    """Replace the run that is there."""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Let a trained model write, character by character as it samples."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run's directory, for example runs/shakespeare-char-cpu."""
+    prompt: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: none, a new line)")] = ""
+    """What the model continues."""
+    tokens: Annotated[int, arg(metavar="N")] = 500
+    """How many tokens to write."""
+    temperature: Annotated[float, arg(metavar="T")] = 0.8
+    """0 always takes the likeliest token; above 1 is wilder than the model."""
+    top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: all)")] = None
+    """Draw from the K likeliest tokens only."""
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: another each time)")] = None
+    """The same seed writes the same text."""
+    backend: Annotated[str, arg(metavar="SPEC")] = "auto"
+    """Who computes; see `tinygpt backends`."""
+    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="(default: a GPU if there is one)")] = None
+    """cpu, cuda, cuda:1 or mps."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a trained model on the whole validation split of its corpus, or on other text."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """A run's directory."""
+    data: Annotated[_Words, arg(metavar="FILE ...", help_behavior_hint="(default: the run's validation split)")] = ()
+    """Other text, all of it, in the run's tokens."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON: loss, perplexity, bits_per_char, bits_per_byte."""
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Show who can compute what on this machine, why not, what would help, and what auto picks."""
+
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON."""
+
+
+Command: TypeAlias = Train | Generate | Eval | Backends
+
+_Commands: TypeAlias = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Generate, subcommand("generate")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Backends, subcommand("backends")]
+)
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The command that was typed; none at all is a call for help.
+
+    Raises:
+        SystemExit: help was asked for and printed (0), or the arguments make no command, which was explained (2).
+    """
+    command: Command = tyro.cli(
+        _Commands,  # type: ignore[arg-type]
+        prog="tinygpt",
+        description=f"tinygpt {__version__}: train small GPTs, let them write, on interchangeable kernels.",
+        args=list(argv) or ["--help"],
+        config=(FlagCreatePairsOff, DisallowNone),
+    )
+    return command
+
+
+def flat(words: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """All words of an option that may be repeated, each time with several."""
+    return tuple(word for group in words for word in group)

@@ -1,0 +1,62 @@
+"""`tinygpt eval`: how well a run predicts text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+from ..errors import UserError
+from .arguments import Eval, flat
+from .early import find_readable
+
+
+def plan(args: Eval) -> Callable[[], int]:
+    """Check all that needs no torch, and return the evaluation.
+
+    Raises:
+        UserError: what --data names cannot be read; nothing was begun.
+    """
+    find_readable(flat(args.data))
+    return lambda: _evaluate(args)
+
+
+def _evaluate(args: Eval) -> int:
+    from ..checkpoint import Run
+    from ..data.corpus import TRAIN_SHARE, prepare
+    from ..models.gpt import GPT
+    from ..training import evaluate as evaluation
+    from ..training import machine
+
+    run = Run.open(args.run)
+    files = flat(args.data)
+    corpus, _ = prepare(files or run.config.data.sources, run.tokenizer, train_share=0.0 if files else TRAIN_SHARE)
+    recorded = run.facts.get("corpus", {}).get("fingerprint")
+    if not files and recorded != corpus.fingerprint:
+        raise UserError(
+            f"the corpus {corpus.name} has changed since {args.run} was trained, so its validation split is not what it was; "
+            "restore it, or name the text to evaluate with --data"
+        )
+    for notice in corpus.notices:
+        print(f"tinygpt: {notice}", file=sys.stderr)
+    device = machine.pick_device(None)
+    precision = machine.pick_precision(run.config.training.precision, device)
+    found = evaluation.evaluate(GPT.from_run(args.run, device=str(device)), corpus, device, precision)
+    values = {
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        "bits_per_char": found.bits_per_char,
+        "bits_per_byte": found.bits_per_byte,
+    }
+    if args.json:
+        print(json.dumps(values, indent=1))
+        return 0
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{corpus.name}, {found.tokens:,} tokens", title_justify="left", show_header=False)
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), f"{value:.4f}", {"loss": "nats per token"}.get(name, ""))
+    Console().print(table)
+    return 0

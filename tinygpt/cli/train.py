@@ -1,0 +1,170 @@
+"""`tinygpt train`: from flags to a RunConfig and a directory, then training, then what to do with the result."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinygpt_kernels.interpreter import gpu_present
+from tinygpt_kernels.spec import unknown
+
+from ..config import RunConfig, from_dict, override, preset, to_dict
+from ..data.sources import Source, TextFile, default_source
+from ..errors import UserError
+from ..tokenizers import known_tokenizers
+from .arguments import Train, flat
+from .early import find_readable, settle_backend
+
+if TYPE_CHECKING:
+    from ..training.trainer import Result
+
+# What a run is: changing it would make weights, data or their order those of another run. All else may change on resume.
+_FIXED = ("preset", "model.", "data.", "seed", "training.batch_size", "training.accumulate")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that is ready to begin. notice: which corpus was chosen for those who named none."""
+
+    config: RunConfig
+    out: Path
+    notice: str | None
+
+
+def plan(args: Train) -> Callable[[], int]:
+    """Check all that needs no torch, and return the training.
+
+    Raises:
+        UserError: an argument is wrong; nothing was begun.
+    """
+    if args.resume:
+        job = _resumed(args, args.out or _new(args, args.preset or _likely_preset(args)).out)
+    else:
+        job = _new(args, args.preset or _likely_preset(args))
+    if job.config.data.tokenizer not in known_tokenizers():
+        raise UserError(unknown("tokenizer", job.config.data.tokenizer, known_tokenizers()))
+    settle_backend(job.config.backend)
+    return lambda: _train(args, job)
+
+
+def _new(args: Train, preset_name: str) -> Job:
+    config = override(preset(preset_name), _assignments(args))
+    names, notice = flat(args.data) or config.data.sources, None
+    if names:
+        sources = find_readable(names)
+    else:
+        source, notice = default_source()
+        sources = [source]
+    config = replace(config, data=replace(config.data, sources=_lasting_names(sources)))
+    return Job(config, args.out or Path("runs") / f"{_title(sources)}-{preset_name}", notice)
+
+
+def _resumed(args: Train, out: Path) -> Job:
+    """The run's own settings with what was asked for now, where a run can bear the change."""
+    before = _recorded_config(out)
+    after = override(before, _assignments(args))
+    if args.data:
+        after = replace(after, data=replace(after.data, sources=_lasting_names(find_readable(flat(args.data)))))
+    if args.preset:
+        after = replace(after, preset=args.preset)
+    was, now = _leaves(to_dict(before)), _leaves(to_dict(after))
+    for key, value in now.items():
+        if value != was[key] and key.startswith(_FIXED):
+            raise UserError(
+                f"{key} cannot change when a run goes on: {out} has {_shown(was[key])}, not {_shown(value)}; leave it out, "
+                "or train anew into another --out"
+            )
+    return Job(after, out, None)
+
+
+def _recorded_config(out: Path) -> RunConfig:
+    """A run's config, read without torch so that its backend is known before torch is imported."""
+    try:
+        return from_dict(json.loads((out / "config.json").read_bytes())["config"])
+    except (OSError, ValueError, LookupError, TypeError, UserError):
+        from ..checkpoint import Run  # knows what is wrong with it, and can mend some of it
+
+        return Run.open(out).config
+
+
+def _train(args: Train, job: Job) -> int:
+    from ..training import machine
+    from ..training.display import for_output
+    from ..training.trainer import train
+
+    if job.config.preset == "char-gpu" and not args.preset and not args.resume:
+        # A driver was found, but only torch knows whether it can use it.
+        if machine.pick_device(job.config.device).type == "cpu":
+            job = _new(args, "char-cpu")
+    if job.notice:
+        print(job.notice, flush=True)
+    result = train(job.config, job.out, resume=args.resume, overwrite=args.overwrite, display=for_output())
+    print(_report(result, job.config.training.steps), flush=True)
+    return 128 + result.signal if result.signal is not None else 0
+
+
+def _report(result: Result, steps: int) -> str:
+    run = shlex.quote(str(result.path))
+    if result.evaluation is None:
+        return (
+            f"stopped at step {result.step} of {steps}; the run is saved. Go on with\n"
+            f"  tinygpt train --resume --out {run}"
+        )
+    e = result.evaluation
+    lines = [
+        f"validation loss {e.loss:.4f}: perplexity {e.perplexity:.2f}, {e.bits_per_char:.3f} bits per character "
+        f"({e.tokens:,} tokens)"
+    ]
+    if result.estimate is not None:
+        lines.append(f"estimate from 200 random batches, as nanoGPT reports it: {result.estimate:.4f}")
+    lines += [
+        f"the run is in {result.path}: weights, loss.png, samples.txt, metrics.jsonl. Next:",
+        f"  tinygpt generate {run}",
+        f"  tinygpt eval {run}",
+    ]
+    return "\n".join(lines)
+
+
+def _likely_preset(args: Train) -> str:
+    """The preset for the device asked for, else for the GPU that a driver speaks of."""
+    gpu = args.device.startswith("cuda") if args.device else gpu_present()
+    return "char-gpu" if gpu else "char-cpu"
+
+
+def _assignments(args: Train) -> list[str]:
+    """Flags that are short for a setting, then `--set`, which is more exact and wins."""
+    flags = {
+        "backend": args.backend,
+        "strict": "true" if args.strict else None,
+        "data.tokenizer": args.tokenizer,
+        "training.steps": args.steps,
+        "device": args.device,
+        "seed": args.seed,
+    }
+    return [f"{key}={value}" for key, value in flags.items() if value is not None] + list(flat(args.set))
+
+
+def _lasting_names(sources: Iterable[Source]) -> tuple[str, ...]:
+    """Names that mean the same from another directory, and when other corpora are installed."""
+    return tuple(str(s.path.absolute()) if isinstance(s, TextFile) else s.name for s in sources)
+
+
+def _title(sources: Iterable[Source]) -> str:
+    names = list(dict.fromkeys(source.name for source in sources))
+    return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}-more"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested settings by their full names."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
