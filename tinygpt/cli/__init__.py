@@ -1,6 +1,6 @@
 """The command line. Whatever can be said without torch is said before torch is imported.
 
-Exit codes: 0 done; 1 failed while computing; 2 wrong arguments, nothing was begun; 130 and 143 stopped by Ctrl-C and SIGTERM.
+Exit codes: 0 done; 1 failed while computing; 2 wrong arguments, nothing was begun; 130, 143 stopped by Ctrl-C, SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from .. import __version__
 from ..errors import UserError
-from .arguments import Command, Eval, Generate, Train, parse
 
 __all__ = ["main"]
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     code = WRONG
     try:
-        work = _plan(parse(argv))
+        work = _plan(argv)
         code = FAILED
         done = work()
         sys.stdout.flush()
@@ -57,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
-def _plan(command: Command) -> Callable[[], int]:
-    """Check a command, and return what carries it out."""
+def _plan(argv: Sequence[str]) -> Callable[[], int]:
+    """Check a command line, and return what carries it out."""
+    from .arguments import Eval, Generate, Train, parse
+
+    command = parse(argv)
     if isinstance(command, Train):
         from .train import plan as plan_train
 

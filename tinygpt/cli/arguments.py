@@ -18,9 +18,9 @@ _Words: TypeAlias = UseAppendAction[tuple[tuple[str, ...], ...]]
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on text, and keep all it takes to go on, to sample and to evaluate in one directory.
+    """Train a model on text, into a directory that holds all it takes to go on.
 
-    Without any argument: the preset for this machine on the default corpus.
+    Without any argument: this machine's preset on the default corpus.
     """
 
     preset: Annotated[
@@ -28,10 +28,12 @@ class Train:
     ] = None
     """Where the settings start from: char-cpu, char-gpu or gpt2."""
     backend: Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: auto)")] = None
-    """Who computes: auto, one backend, a preference `cuda,triton`, or per op `layer_norm=cpp`. See `tinygpt backends`."""
+    """Who computes: auto, a backend, a preference `cuda,triton`, or per op `layer_norm=cpp`; see `tinygpt backends`."""
     strict: Annotated[bool, arg(help_behavior_hint="")] = False
     """Stop rather than let torch serve what the backend cannot."""
-    data: Annotated[_Words, arg(metavar="NAME|FILE ...", help_behavior_hint="(default: shakespeare if installed, else python)")] = ()  # fmt: skip
+    data: Annotated[
+        _Words, arg(metavar="NAME|FILE ...", help_behavior_hint="(default: shakespeare if installed, else python)")
+    ] = ()
     """What to read: text files, or shakespeare, python, tiny_shakespeare, tinystories."""
     tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: char)")] = None
     """How text becomes tokens."""
@@ -53,7 +55,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Generate:
-    """Let a trained model write, character by character as it samples."""
+    """Let a trained model write; text appears as it is sampled."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's directory, for example runs/shakespeare-char-cpu."""
@@ -75,7 +77,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a trained model on the whole validation split of its corpus, or on other text."""
+    """Measure a trained model on its validation split, or on other text."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's directory."""
@@ -87,7 +89,7 @@ class Eval:
 
 @dataclass(frozen=True)
 class Backends:
-    """Show who can compute what on this machine, why not, what would help, and what auto picks."""
+    """Show who can compute what here, why not, what helps, and what auto picks."""
 
     json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print JSON."""
@@ -110,9 +112,10 @@ def parse(argv: Sequence[str]) -> Command:
         SystemExit: help was asked for and printed (0), or the arguments make no command, which was explained (2).
     """
     command: Command = tyro.cli(
-        _Commands,  # type: ignore[arg-type]
+        _Commands,
         prog="tinygpt",
-        description=f"tinygpt {__version__}: train small GPTs, let them write, on interchangeable kernels.",
+        description=f"tinygpt {__version__}: train small GPTs and let them write, on interchangeable kernels.\n"
+        "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
         args=list(argv) or ["--help"],
         config=(FlagCreatePairsOff, DisallowNone),
     )

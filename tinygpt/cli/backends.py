@@ -16,6 +16,7 @@ from .arguments import Backends
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
     from tinygpt_kernels.dispatch import Call
 
 _LIKELY_SM = 80  # what is assumed of a GPU that is not here
@@ -67,6 +68,7 @@ def _print_device(console: Console, device: str) -> None:
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
+
     from tinygpt_kernels.spec import known_backends
 
     names = known_backends()
@@ -97,7 +99,7 @@ def _legend(console: Console, device: str, notes: dict[str, int], limited: bool)
     rows = [("✓", "serves"), ("–", "has no such op; with --backend, torch serves it instead unless --strict")]
     rows += [(f"✗ {number}", reason) for reason, number in notes.items()]
     absent = {name: why for name in known_backends() if (why := _unavailable(name, device)) and why not in notes}
-    rows += [(name, why) for name, why in absent.items()]
+    rows += list(absent.items())
     if limited:
         limits: dict[tuple[str, str, str], list[str]] = {}
         for op, row in _cells(device).items():
@@ -154,6 +156,8 @@ def _cells(device: str) -> dict[str, dict[str, Cell]]:
     from tinygpt_kernels import dispatch
     from tinygpt_kernels.spec import known_backends
 
+    for name in known_backends():
+        dispatch.load_backend(name)
     cells: dict[str, dict[str, Cell]] = {}
     for op, calls in _calls(device).items():
         cells[op] = {}
@@ -173,6 +177,7 @@ def _cells(device: str) -> dict[str, dict[str, Cell]]:
 def _calls(device: str) -> dict[str, list[Call]]:
     """The float32 calls that each op's cases make, on a type of device; the plainest first."""
     import torch
+
     from tinygpt_kernels import dispatch
     from tinygpt_kernels.cases import CASES
     from tinygpt_kernels.parity import call_of
@@ -193,6 +198,7 @@ def _calls(device: str) -> dict[str, list[Call]]:
 def _auto(op: str, device: str) -> list[str]:
     """Backends that `auto` picks for the plain calls of an op; more than one where it depends on sizes."""
     import torch
+
     from tinygpt_kernels import dispatch
 
     calls = _calls(device)[op]
@@ -214,6 +220,7 @@ def _options(call: Call, plain: tuple[str, ...]) -> str:
 
 def _described(device: str) -> str:
     import torch
+
     from tinygpt_kernels import preferences
 
     if device == "cuda":

@@ -34,7 +34,7 @@ def _evaluate(args: Eval) -> int:
     recorded = run.facts.get("corpus", {}).get("fingerprint")
     if not files and recorded != corpus.fingerprint:
         raise UserError(
-            f"the corpus {corpus.name} has changed since {args.run} was trained, so its validation split is not what it was; "
+            f"the corpus {corpus.name} has changed since {args.run} was trained, and with it the validation split; "
             "restore it, or name the text to evaluate with --data"
         )
     for notice in corpus.notices:

@@ -22,7 +22,7 @@ from .early import find_readable, settle_backend
 if TYPE_CHECKING:
     from ..training.trainer import Result
 
-# What a run is: changing it would make weights, data or their order those of another run. All else may change on resume.
+# What a run is: with another of these, weights or the order of data would be another run's. All else may change.
 _FIXED = ("preset", "model.", "data.", "seed", "training.batch_size", "training.accumulate")
 
 
@@ -75,8 +75,8 @@ def _resumed(args: Train, out: Path) -> Job:
     for key, value in now.items():
         if value != was[key] and key.startswith(_FIXED):
             raise UserError(
-                f"{key} cannot change when a run goes on: {out} has {_shown(was[key])}, not {_shown(value)}; leave it out, "
-                "or train anew into another --out"
+                f"{key} cannot change when a run goes on: {out} has {_shown(was[key])}, not {_shown(value)}; leave it "
+                "out, or train anew into another --out"
             )
     return Job(after, out, None)
 
@@ -96,10 +96,9 @@ def _train(args: Train, job: Job) -> int:
     from ..training.display import for_output
     from ..training.trainer import train
 
-    if job.config.preset == "char-gpu" and not args.preset and not args.resume:
-        # A driver was found, but only torch knows whether it can use it.
-        if machine.pick_device(job.config.device).type == "cpu":
-            job = _new(args, "char-cpu")
+    guessed = not args.preset and not args.resume
+    if guessed and job.config.preset == "char-gpu" and machine.pick_device(job.config.device).type == "cpu":
+        job = _new(args, "char-cpu")  # there is a driver, but torch cannot use it
     if job.notice:
         print(job.notice, flush=True)
     result = train(job.config, job.out, resume=args.resume, overwrite=args.overwrite, display=for_output())

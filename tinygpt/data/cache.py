@@ -24,13 +24,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .. import atomic
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 """Goes up whenever the same files would give other text, other tokens or another file layout."""
@@ -155,6 +156,8 @@ def open_tokens(key: str) -> TokenFile | None:
             description, start = _read_description(file)
     except (OSError, ValueError, TypeError, KeyError):
         return None
+    import numpy as np  # here: names and errors of corpora must not wait for it
+
     item = np.dtype(description.dtype).itemsize
     middle = _HEADER + description.train_tokens * item
     if description.key != key or start != middle + description.validation_tokens * item:
@@ -230,6 +233,8 @@ def _read_description(file: BinaryIO) -> tuple[Description, int]:
 
 
 def _mapped(path: Path, dtype: str, offset: int, count: int) -> NDArray[np.unsignedinteger[Any]]:
+    import numpy as np
+
     if count == 0:  # nothing cannot be mapped
         return np.empty(0, dtype)
     # As a plain array: indexing a memmap costs several times as much.
