@@ -24,14 +24,24 @@ T* pointer(uintptr_t address) {
 }
 
 void layer_norm_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight, int weight_dtype, uintptr_t bias,
-                    int bias_dtype, uintptr_t y, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t cols, float eps) {
+                    int bias_dtype, uintptr_t y, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t cols,
+                    float eps) {
     require_matrix(x, rows, cols, x_stride, "x");
     require_matrix(y, rows, cols, cols, "y");
     require(weight != 0, "weight is null");
     require(rows == 0 || (mean != 0 && rstd != 0), "mean or rstd is null");
-    const LayerNormFwd arguments{pointer<void>(x),    x_stride,           dtype_of(dtype), pointer<void>(weight),
-                                 dtype_of(weight_dtype), pointer<void>(bias), dtype_of(bias_dtype), pointer<void>(y),
-                                 pointer<float>(mean), pointer<float>(rstd), rows,            cols,
+    const LayerNormFwd arguments{pointer<void>(x),
+                                 x_stride,
+                                 dtype_of(dtype),
+                                 pointer<void>(weight),
+                                 dtype_of(weight_dtype),
+                                 pointer<void>(bias),
+                                 dtype_of(bias_dtype),
+                                 pointer<void>(y),
+                                 pointer<float>(mean),
+                                 pointer<float>(rstd),
+                                 rows,
+                                 cols,
                                  eps};
     py::gil_scoped_release released;
     if (!cpu::kernels().layer_norm_fwd(arguments)) throw std::bad_alloc();
@@ -68,7 +78,8 @@ void layer_norm_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stri
 
 PYBIND11_MODULE(_C, m) {
     using namespace tinygpt;
-    m.doc() = "tinygpt's compiled kernels. Pointers are integers, strides count elements, 0 stands for an absent tensor.";
+    m.doc() =
+        "tinygpt's compiled kernels. Pointers are integers, strides count elements, 0 stands for an absent tensor.";
     m.def("layer_norm_fwd", &layer_norm_fwd, py::arg("x"), py::arg("x_stride"), py::arg("dtype"), py::arg("weight"),
           py::arg("weight_dtype"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("mean"),
           py::arg("rstd"), py::arg("rows"), py::arg("cols"), py::arg("eps"));

@@ -10,12 +10,12 @@ enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
 struct LayerNormFwd {
     const void* x;  // [rows, cols], rows x_stride apart
     int64_t x_stride;
-    DType dtype;  // of x and y
+    DType dtype;         // of x and y
     const void* weight;  // [cols]
     DType weight_dtype;
     const void* bias;  // [cols] or null
     DType bias_dtype;
-    void* y;  // [rows, cols], contiguous
+    void* y;      // [rows, cols], contiguous
     float* mean;  // [rows]
     float* rstd;  // [rows]
     int64_t rows, cols;
@@ -27,14 +27,14 @@ struct LayerNormBwd {
     int64_t dy_stride;
     const void* x;  // [rows, cols], rows x_stride apart
     int64_t x_stride;
-    DType dtype;  // of dy, x and dx
+    DType dtype;         // of dy, x and dx
     const void* weight;  // [cols]
     DType weight_dtype;
     const float* mean;  // [rows]
     const float* rstd;  // [rows]
-    void* dx;  // [rows, cols], contiguous, or null
-    void* dweight;  // [cols] in weight_dtype, or null
-    void* dbias;  // [cols] in bias_dtype, or null
+    void* dx;           // [rows, cols], contiguous, or null
+    void* dweight;      // [cols] in weight_dtype, or null
+    void* dbias;        // [cols] in bias_dtype, or null
     DType bias_dtype;
     int64_t rows, cols;
 };

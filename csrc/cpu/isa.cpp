@@ -4,9 +4,9 @@
 
 namespace tinygpt {
 
-#define TINYGPT_DECLARE(name)              \
-    namespace name {                       \
-    extern const CpuKernels cpu_kernels;   \
+#define TINYGPT_DECLARE(name)            \
+    namespace name {                     \
+    extern const CpuKernels cpu_kernels; \
     }
 TINYGPT_DECLARE(baseline)
 #ifdef TINYGPT_HAS_avx2
@@ -27,9 +27,7 @@ const Candidate candidates[] = {
     {"baseline", &baseline::cpu_kernels, [] { return true; }},
 #ifdef TINYGPT_HAS_avx2
     {"avx2", &avx2::cpu_kernels,
-     [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
     {"avx512", &avx512::cpu_kernels,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

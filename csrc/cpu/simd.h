@@ -1,5 +1,5 @@
-// Vectors of floats in GCC's and Clang's vector extensions, as wide as the instruction set this file is compiled for, and
-// loads and stores that convert from and to fp16 and bf16. Included by kernel sources only, inside a namespace per
+// Vectors of floats in GCC's and Clang's vector extensions, as wide as the instruction set this file is compiled for,
+// and loads and stores that convert from and to fp16 and bf16. Included by kernel sources only, inside a namespace per
 // instruction set and with internal linkage: a shared inline function compiled for AVX-512 could be the copy the linker
 // keeps, and would then stop a machine that has none.
 #pragma once
