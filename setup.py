@@ -30,7 +30,9 @@ def find_compiler():
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.cpp")
             source.write_text("#include <cstdint>\nint main() { return sizeof(std::int64_t) - 8; }\n")
-            probe = subprocess.run([*words, str(source), "-o", str(Path(folder, "probe"))], capture_output=True, text=True)
+            probe = subprocess.run(
+                [*words, str(source), "-o", str(Path(folder, "probe"))], capture_output=True, text=True
+            )
         if probe.returncode:
             lines = (probe.stderr or probe.stdout).strip().splitlines() or ["it printed nothing"]
             sys.exit(

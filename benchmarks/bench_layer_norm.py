@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timing import copy_bandwidth, interleaved, keep_freed_memory, median, ratio
+
 from tinygpt_kernels import dispatch, ops, parity
 from tinygpt_kernels.cases import cases
 

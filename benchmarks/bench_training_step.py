@@ -9,6 +9,7 @@ product rate stands beside, since that is the ceiling.
 import torch
 from peers.plain_gpt import PlainGPT, plain_optimizer, plain_step
 from timing import interleaved, median, ratio
+
 from tinygpt.config import OptimConfig, preset
 from tinygpt.models.gpt import GPT
 from tinygpt.optim import AdamW

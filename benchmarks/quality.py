@@ -13,6 +13,7 @@ import time
 
 import torch
 from peers.plain_gpt import PlainGPT, plain_optimizer, plain_step
+
 from tinygpt.config import override, preset
 from tinygpt.data import prepare, random_batch, random_batches
 from tinygpt.models.gpt import GPT

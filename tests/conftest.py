@@ -6,6 +6,7 @@ Tests of compiled code start processes of their own, with the interpreter off.
 import os
 
 import pytest
+
 from tinygpt_kernels import interpreter
 
 if not interpreter.gpu_present():

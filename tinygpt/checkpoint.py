@@ -250,7 +250,7 @@ class Run:
                 shutil.rmtree(self.path / "checkpoints" / f"step-{step}", ignore_errors=True)
 
     def _take_lock(self) -> None:
-        if fcntl is None:
+        if not fcntl:
             return
         self._lock = (self.path / ".lock").open("w")
         try:

@@ -54,9 +54,10 @@ class ModelConfig:
         _require(self.vocab_multiple >= 1, "model.vocab_multiple", self.vocab_multiple, "at least 1")
         _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
         if self.width % self.heads:
+            below = self.width // self.heads * self.heads
             raise UserError(
-                f"model.heads={self.heads} does not divide model.width={self.width}; "
-                f"set a width of {self.width // self.heads * self.heads or self.heads} or {-(-self.width // self.heads) * self.heads}, or other heads"
+                f"model.heads={self.heads} does not divide model.width={self.width}; set a width of "
+                f"{f'{below} or ' if below else ''}{below + self.heads}, or other heads"
             )
         if kv_heads < 1 or self.heads % kv_heads:
             raise UserError(f"model.kv_heads={self.kv_heads} must divide model.heads={self.heads}")
@@ -175,7 +176,7 @@ PRESETS: dict[str, RunConfig] = {
             checkpoint_every=2000,
             eval_batches=100,
             sample_every=2000,
-        ),  # fmt: skip
+        ),
     ),
 }
 

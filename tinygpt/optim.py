@@ -102,7 +102,10 @@ def _moment(p: nn.Parameter) -> Tensor:
 
 
 class LossScale:
-    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2): halved at an overflow, doubled after 2000 good steps."""
+    """Dynamic loss scaling for float16 (Micikevicius et al. 2018, section 3.2).
+
+    The scale is halved at an overflow, whose step is not taken, and doubled after 2000 good steps.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled

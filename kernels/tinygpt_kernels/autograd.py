@@ -42,9 +42,9 @@ def eager(op: Op, impl: Impl, grad: bool) -> Callable[..., Any]:
 
 
 def _function(op: Op, impl: Impl) -> type[torch.autograd.Function]:
+    assert impl.fwd is not None
+    assert impl.bwd is not None
     fwd, bwd = impl.fwd, impl.bwd
-    assert fwd is not None
-    assert bwd is not None
     outputs, tensors, name = op.outputs, op.tensors, f"{op.name}_{impl.backend}"
     kept_from = 0 if op.saves_outputs else outputs
     no_gradients = (None,) * (len(op.order) - tensors)
@@ -101,6 +101,7 @@ def register_operators(op: Op, impl: Impl) -> str:
 
     # An operator cannot return "no tensor": a gradient nobody wants travels as an empty one.
     def backward(*flat: Any) -> Any:
+        assert bwd is not None
         found = bwd(*flat[:-1], needs=tuple(flat[-1]))
         return _single(tuple(flat[0].new_empty(0) if g is None else g for g in found))
 
@@ -152,7 +153,8 @@ def reference_pair(op: Op) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def fwd(*flat: Any, out: tuple[torch.Tensor, ...] | None = None) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            return copied(op.run_reference(flat), out)
+            results: tuple[torch.Tensor, ...] = copied(op.run_reference(flat), out)
+            return results
 
     def bwd(*flat: Any, needs: tuple[bool, ...], out: tuple[torch.Tensor | None, ...] | None = None) -> Any:
         kept = op.saved + (op.outputs if op.saves_outputs else 0)

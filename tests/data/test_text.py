@@ -12,10 +12,14 @@ from tinygpt.errors import UserError
 HARD = "one\r\ntwo\rthree\n\r\n\r\rnaïve € 漢字 👩‍👩‍👧\u2028end\x0c\r"
 
 
+def text_of(path: Path) -> str:
+    check_file(path)
+    return "".join(read_text(path))
+
+
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as error:
-        check_file(path)
-        list(read_text(path))
+        text_of(path)
     assert str(path) in str(error.value)
     return str(error.value)
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from small import small
+
 from tinygpt import checkpoint
 from tinygpt.training import trainer
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tinygpt.config import ModelConfig
 from tinygpt.errors import UserError
 from tinygpt.generation import generate, next_token, sample, start

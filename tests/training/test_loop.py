@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from small import small
+
 from tinygpt.checkpoint import Run
 from tinygpt.config import override
 from tinygpt.errors import UserError
@@ -14,8 +16,6 @@ from tinygpt.training.evaluate import evaluate
 from tinygpt.training.machine import pick_device, pick_precision
 from tinygpt.training.trainer import Trainer, train
 from tinygpt_kernels import bind
-
-from small import small
 
 
 def losses(config, steps):
@@ -133,7 +133,7 @@ def test_devices_that_are_not_here_are_refused_with_the_remedy():
 
 def test_a_text_shorter_than_a_block_says_what_would_fit(tmp_path):
     (tmp_path / "short.txt").write_text("to be or not to be, that is the question\n")
-    with pytest.raises(UserError, match="model.block_size"):
+    with pytest.raises(UserError, match=r"model.block_size"):
         train(small(tmp_path, f"data.sources={tmp_path / 'short.txt'}", "model.block_size=64"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import corpus, small
+
 from tinygpt.checkpoint import Run
 from tinygpt.config import override
 from tinygpt.errors import UserError
 from tinygpt.training.display import Display
 from tinygpt.training.trainer import train
-
-from small import corpus, small
 
 DRIVER = Path(__file__).with_name("killed.py")
 

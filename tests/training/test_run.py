@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import small
+
 from tinygpt import GPT, checkpoint
 from tinygpt.checkpoint import Run
 from tinygpt.config import override
 from tinygpt.errors import UserError
 from tinygpt.training import trainer
 from tinygpt.training.trainer import train
-
-from small import small
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_run_learns_and_leaves_all_its_files(finished):
 
 
 def test_from_run_gives_the_trained_model(finished):
-    folder, result = finished
+    folder, _ = finished
     model = GPT.from_run(folder / "run", backend="torch")
     assert not model.training
     saved = Run.open(folder / "run").load_weights()
@@ -110,7 +110,7 @@ def test_damage_is_one_message_that_names_the_file(run, damage, message):
 
 
 def test_a_missing_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match="no run at .*nowhere.*tinygpt train --out"):
+    with pytest.raises(UserError, match=r"no run at .*nowhere.*tinygpt train --out"):
         Run.open(tmp_path / "nowhere")
 
 
@@ -143,7 +143,7 @@ def test_code_in_a_checkpoint_is_not_run(run, finished, tmp_path):
         train(small(finished[0]), run, resume=True)
     for folder in (run / "checkpoints").iterdir():
         (folder / "training.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "owned")))
-    with pytest.raises(UserError, match="holds code, which was not run|is damaged"):
+    with pytest.raises(UserError, match=r"holds code, which was not run|is damaged"):
         train(small(finished[0]), run, resume=True)
     assert not (tmp_path / "owned").exists()
 
@@ -154,7 +154,7 @@ def test_a_full_disk_loses_nothing(run, finished, monkeypatch):
 
     before = (run / "checkpoints/step-20/model.safetensors").read_bytes()
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match="no space left for .*what was saved before is whole"):
+    with pytest.raises(UserError, match=r"no space left for .*what was saved before is whole"):
         train(override(small(finished[0]), ["training.steps=30"]), run, resume=True)
     assert (run / "checkpoints/step-20/model.safetensors").read_bytes() == before
     assert not list(run.rglob(".step-*"))
@@ -220,5 +220,5 @@ def test_an_interrupt_finishes_the_step_saves_and_resumes_exactly(tmp_path, numb
 
 def test_an_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot be written|is no run"):
+    with pytest.raises(UserError, match=r"cannot be written|is no run"):
         train(small(tmp_path), tmp_path / "file" / "run")

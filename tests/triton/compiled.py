@@ -17,9 +17,10 @@ os.environ.pop("TRITON_INTERPRET", None)
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
-from tinygpt_kernels.triton_ops import layer_norm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from tinygpt_kernels.triton_ops import layer_norm
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {

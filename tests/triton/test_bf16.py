@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+
 from tinygpt_kernels import interpreter
 
 PROBE = """

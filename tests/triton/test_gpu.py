@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tinygpt_kernels import dispatch, parity
 from tinygpt_kernels.cases import CASES
 from tinygpt_kernels.dispatch import all_ops, known_backends

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from tinygpt_kernels import BackendError, ops
 from tinygpt_kernels.triton_ops import layer_norm as module
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from tinygpt_kernels import bind
 
 from ..checkpoint import Run, refuse_existing

@@ -13,21 +13,27 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from numpy.typing import NDArray
 from triton.runtime import interpreter
 
 _PATCHED = ("binary_op", "unary_op", "ternary_op", "create_fma", "create_erf", "create_rsqrt", "create_dot")
 
 
-def widen(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+Array = NDArray[Any]
+
+
+def widen(bits: Array) -> Array:
     """bfloat16 bits (uint16) as float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    shifted: Array = bits.astype(np.uint32) << 16
+    return shifted.view(np.float32)
 
 
-def narrow(values: np.ndarray[Any, Any], *, truncate: bool = False) -> np.ndarray[Any, Any]:
+def narrow(values: Array, *, truncate: bool = False) -> Array:
     """float32 as bfloat16 bits (uint16), rounded to nearest even, or towards zero."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(np.shape(values))
     rounded = bits if truncate else bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)
-    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded >> 16).astype(np.uint16)
+    rounded = np.where(np.isnan(values), (bits >> 16) | 0x40, rounded >> 16)
+    return rounded.astype(np.uint16)
 
 
 def patch() -> None:
