@@ -6,10 +6,13 @@ All of it is asked of the dispatcher, with the calls that the ops' named cases m
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from tinygpt_kernels.spec import known_backends, parse_spec
 
 from .arguments import Backends
 
@@ -36,6 +39,13 @@ def plan(args: Backends) -> Callable[[], int]:
     return lambda: _show(args)
 
 
+def tell_idle(spec: str, device: str) -> None:
+    """Say on stderr why a backend that was asked for can serve nothing on a type of device, so that others will."""
+    for name in sorted(parse_spec(spec).backends() - {"auto"}):
+        if why := _unavailable(name, device):
+            print(f"tinygpt: backend {name} will serve nothing on {device}: {why}", file=sys.stderr)
+
+
 def _show(args: Backends) -> int:
     import torch
 
@@ -54,7 +64,6 @@ def _show(args: Backends) -> int:
 
 def _as_json(device: str) -> dict[str, object]:
     """op -> backend -> serves and reason, on the device that training would use; and by name `auto` and `backends`."""
-    from tinygpt_kernels.spec import known_backends
 
     table: dict[str, object] = {
         op: {name: {"serves": cell.reason is None, "reason": cell.reason} for name, cell in row.items()}
@@ -68,8 +77,6 @@ def _print_device(console: Console, device: str) -> None:
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
-
-    from tinygpt_kernels.spec import known_backends
 
     names = known_backends()
     table = Table(title=f"Who serves what on {_described(device)}", title_justify="left", title_style="bold")
@@ -94,7 +101,6 @@ def _print_device(console: Console, device: str) -> None:
 
 
 def _legend(console: Console, device: str, notes: dict[str, int], limited: bool) -> None:
-    from tinygpt_kernels.spec import known_backends
 
     rows = [("✓", "serves"), ("–", "has no such op; with --backend, torch serves it instead unless --strict")]
     rows += [(f"✗ {number}", reason) for reason, number in notes.items()]
@@ -154,7 +160,6 @@ def _listing(rows: list[tuple[str, str]]) -> Table:
 def _cells(device: str) -> dict[str, dict[str, Cell]]:
     """op -> backend -> what the dispatcher says of the op's calls on that type of device."""
     from tinygpt_kernels import dispatch
-    from tinygpt_kernels.spec import known_backends
 
     for name in known_backends():
         dispatch.load_backend(name)
@@ -208,10 +213,14 @@ def _auto(op: str, device: str) -> list[str]:
 
 
 def _unavailable(name: str, device: str) -> str | None:
-    """Why a backend as such cannot run on a type of device here; None when it can."""
+    """Why a backend can serve nothing at all on a type of device here; None when it can serve something."""
     from tinygpt_kernels import dispatch
 
-    return dispatch.load_backend(name) or dispatch.backends[name].unavailable(device)
+    reason = dispatch.load_backend(name) or dispatch.backends[name].unavailable(device)
+    if reason:
+        return reason
+    devices = sorted({kind for (_, owner), impl in dispatch.impls.items() if owner == name for kind in impl.devices})
+    return None if device in devices else f"runs on {' and '.join(devices) or 'nothing yet'}, not {device}"
 
 
 def _options(call: Call, plain: tuple[str, ...]) -> str:

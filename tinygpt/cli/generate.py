@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ..errors import UserError
 from .arguments import Generate
+from .backends import tell_idle
 from .early import settle_backend
 
 
@@ -36,6 +37,7 @@ def _generate(args: Generate) -> int:
     from ..training.machine import pick_device
 
     device = pick_device(args.device)
+    tell_idle(args.backend, device.type)
     tokenizer = Run.open(args.run).tokenizer
     model = GPT.from_run(args.run, backend=args.backend, device=str(device))
     prompt = args.prompt

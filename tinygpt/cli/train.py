@@ -17,6 +17,7 @@ from ..data.sources import Source, TextFile, default_source
 from ..errors import UserError
 from ..tokenizers import known_tokenizers
 from .arguments import Train, flat
+from .backends import tell_idle
 from .early import find_readable, settle_backend
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ def plan(args: Train) -> Callable[[], int]:
         UserError: an argument is wrong; nothing was begun.
     """
     if args.resume:
-        job = _resumed(args, args.out or _new(args, args.preset or _likely_preset(args)).out)
+        out = args.out or _new(args, args.preset or _likely_preset(args)).out
+        before = _recorded_config(out)
+        if before is None:
+            return lambda: _mend(args, out)
+        job = _resumed(args, out, before)
     else:
         job = _new(args, args.preset or _likely_preset(args))
     if job.config.data.tokenizer not in known_tokenizers():
@@ -63,9 +68,8 @@ def _new(args: Train, preset_name: str) -> Job:
     return Job(config, args.out or Path("runs") / f"{_title(sources)}-{preset_name}", notice)
 
 
-def _resumed(args: Train, out: Path) -> Job:
+def _resumed(args: Train, out: Path, before: RunConfig) -> Job:
     """The run's own settings with what was asked for now, where a run can bear the change."""
-    before = _recorded_config(out)
     after = override(before, _assignments(args))
     if args.data:
         after = replace(after, data=replace(after.data, sources=_lasting_names(find_readable(flat(args.data)))))
@@ -81,14 +85,20 @@ def _resumed(args: Train, out: Path) -> Job:
     return Job(after, out, None)
 
 
-def _recorded_config(out: Path) -> RunConfig:
-    """A run's config, read without torch so that its backend is known before torch is imported."""
+def _recorded_config(out: Path) -> RunConfig | None:
+    """A run's config, read without torch: its backend has to be known before; None where it cannot be read."""
     try:
         return from_dict(json.loads((out / "config.json").read_bytes())["config"])
     except (OSError, ValueError, LookupError, TypeError, UserError):
-        from ..checkpoint import Run  # knows what is wrong with it, and can mend some of it
+        return None
 
-        return Run.open(out).config
+
+def _mend(args: Train, out: Path) -> int:
+    """Have it said what is wrong with a run; where that could be mended, go on after all."""
+    from ..checkpoint import Run
+
+    Run.open(out)
+    return plan(args)()
 
 
 def _train(args: Train, job: Job) -> int:
@@ -99,6 +109,8 @@ def _train(args: Train, job: Job) -> int:
     guessed = not args.preset and not args.resume
     if guessed and job.config.preset == "char-gpu" and machine.pick_device(job.config.device).type == "cpu":
         job = _new(args, "char-cpu")  # there is a driver, but torch cannot use it
+    if not job.config.strict:
+        tell_idle(job.config.backend, machine.pick_device(job.config.device).type)
     if job.notice:
         print(job.notice, flush=True)
     result = train(job.config, job.out, resume=args.resume, overwrite=args.overwrite, display=for_output())
