@@ -42,8 +42,10 @@ def arm(place: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    run, folder, place, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    run, folder, steps, place, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
     if place != "never":
         arm(place, count)
     resume = (run / "config.json").exists()
-    trainer.train(small(folder, "model.dropout=0.1", "training.accumulate=2"), run, resume=resume)
+    trainer.train(
+        small(folder, "model.dropout=0.1", "training.accumulate=2", f"training.steps={steps}"), run, resume=resume
+    )

@@ -36,21 +36,22 @@ def state(run, step=20):
     return torch.load(run / f"checkpoints/step-{step}/training.pt", weights_only=True)
 
 
-def drive(run, folder, place="never", count=0):
-    return subprocess.run([sys.executable, DRIVER, run, folder, place, str(count)], capture_output=True, text=True)
+def drive(run, folder, steps, place="never", count=0):
+    command = [sys.executable, DRIVER, run, folder, str(steps), place, str(count)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
-def survive(tmp_path, kills):
+def survive(tmp_path, kills, steps):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    found = drive(whole, tmp_path)
+    found = drive(whole, tmp_path, steps)
     assert found.returncode == 0, found.stderr
     for place, count in kills:
-        found = drive(killed, tmp_path, place, count)
+        found = drive(killed, tmp_path, steps, place, count)
         assert found.returncode == -signal.SIGKILL, (place, count, found.stderr)
-    found = drive(killed, tmp_path)
+    found = drive(killed, tmp_path, steps)
     assert found.returncode == 0, found.stderr
-    assert weights(killed) == weights(whole)
-    mine, theirs = state(killed)["optimizer"], state(whole)["optimizer"]
+    assert weights(killed, steps) == weights(whole, steps)
+    mine, theirs = state(killed, steps)["optimizer"], state(whole, steps)["optimizer"]
     for moments in ("exp_avgs", "exp_avg_sqs"):
         for name, moment in theirs[moments].items():
             assert torch.equal(mine[moments][name], moment), name
@@ -60,16 +61,25 @@ def survive(tmp_path, kills):
 
 
 def test_two_kills_leave_no_trace(tmp_path):
-    survive(tmp_path, [("step", 8), ("state", 2)])
+    survive(tmp_path, [("step", 8), ("state", 2)], 20)
 
 
 @pytest.mark.slow
 def test_twenty_kills_leave_no_trace(tmp_path):
-    survive(tmp_path, [
-        ("weights", 1), ("state", 1), ("sync", 1), ("rename", 1), ("rename", 2),  # before the run has its name
-        ("step", 1), ("step", 3), ("log", 2), ("weights", 1), ("state", 1), ("sync", 2), ("rename", 2), ("prune", 1),
-        ("step", 2), ("log", 4), ("weights", 1), ("rename", 2), ("prune", 1), ("step", 6), ("sync", 1),
-    ])  # fmt: skip
+    kills = [("weights", 1), ("state", 1), ("sync", 1), ("rename", 1), ("rename", 2)]  # before the run has its name
+    kills += [
+        ("step", 1),
+        ("step", 8),
+        ("log", 2),
+        ("weights", 1),
+        ("state", 1),
+        ("sync", 2),
+        ("rename", 1),
+        ("prune", 1),
+    ]
+    kills += [("step", 2), ("log", 4), ("weights", 2), ("rename", 1), ("prune", 1), ("step", 6), ("sync", 1)]
+    assert len(kills) == 20
+    survive(tmp_path, kills, 60)
 
 
 def test_raising_the_number_of_steps_goes_on(tmp_path):
