@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinygpt.cli import main
 from tinygpt_kernels.interpreter import VARIABLE
@@ -48,12 +50,25 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cli")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On machines with other work, threads that wait for each other make small models many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
-def _place(_shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _place(_shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty working directory, and a cache that the tests share."""
     monkeypatch.setenv("TINYGPT_CACHE", str(_shared / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +106,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def popen(*argv: object) -> subprocess.Popen[str]:
         env = {k: v for k, v in os.environ.items() if k != VARIABLE}
+        env["OMP_NUM_THREADS"] = "1"
         env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         process = subprocess.Popen(
             [sys.executable, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
@@ -120,7 +136,8 @@ def process(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Answer
 def _trained(_shared: Path, text: Path, small: list[str]) -> Path:
     os.environ["TINYGPT_CACHE"] = str(_shared / "cache")  # this may come before any test's own setting
     out = _shared / "trained"
-    assert main(["train", "--data", str(text), "--steps", "8", "--out", str(out), *small]) == 0
+    with one_thread():
+        assert main(["train", "--data", str(text), "--steps", "8", "--out", str(out), *small]) == 0
     return out
 
 

@@ -56,6 +56,7 @@ def test_resume_takes_the_settings_of_the_run(cli, run):
     answer = cli("train", "--resume", "--out", run, "--steps", 12, "--backend", "cpp", "--set", "training.log_every=1")
     assert answer.code == 0
     assert "resumed at step 8 of 12" in answer.out
+    assert "backend auto -> cpp" in answer.out
     recorded = config(run)
     assert recorded["model"]["width"] == 32
     assert (recorded["backend"], recorded["training"]["log_every"]) == ("cpp", 1)

@@ -161,21 +161,21 @@ def test_processes_that_prepare_at_once_agree(
     for n, path in enumerate(paths):
         path.write_text(f"{n}\n{TEXT}" * 20)
     code = """
-import sys
+import os, sys, time
 from tinygpt.data import prepare
 print("ready", flush=True)
-open(sys.argv[1]).close()  # waits until the other process is there too
+while not os.path.exists(sys.argv[1]):  # the other process is not there yet
+    time.sleep(0.001)
 for path in sys.argv[2:]:
     corpus, tokenizer = prepare([path])
     assert tokenizer.decode(corpus.train) + tokenizer.decode(corpus.validation) == open(path).read()
 """
     gate = tmp_path / "gate"
-    os.mkfifo(gate)
     processes = [start(code, gate, *paths) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    gate.open("w").close()
+    gate.touch()
     for process in processes:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err

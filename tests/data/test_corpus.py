@@ -57,6 +57,13 @@ def test_the_first_ninety_percent_of_characters_train(text: str, tmp_path: Path)
     assert not corpus.train.flags.writeable
 
 
+def test_the_cut_is_exact_where_text_is_read_in_many_pieces(tmp_path: Path) -> None:
+    text = "".join(f"{n} naïve lines, 漢字\n" for n in range(200_000))
+    names = [file(tmp_path / "a.txt", text[:-1]), file(tmp_path / "b.txt", text)]
+    cut = 2 * len(text) * 9 // 10
+    assert texts(prepare(names)) == ((text * 2)[:cut], (text * 2)[cut:])
+
+
 def test_a_vocabulary_beyond_uint16_takes_uint32(tmp_path: Path) -> None:
     text = "".join(chr(c) for c in range(0x20, 0x12000) if not 0xD800 <= c < 0xE000 and c not in range(0x7F, 0xA0))
     corpus, tokenizer = prepare([file(tmp_path / "many.txt", text)])
@@ -194,18 +201,20 @@ def test_a_split_shorter_than_a_block_says_how_many_tokens_it_takes(tmp_path: Pa
         require_blocks(two, 8)
 
 
-def test_a_text_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("moment", ["reading", "tokenising"])
+@pytest.mark.parametrize("other", ["to be\n", "not to be or to be\n" * 50], ids=["shorter", "as long"])
+def test_a_text_that_changes_while_it_is_read_is_not_kept(moment: str, other: str, tmp_path: Path, cache: Path) -> None:
     name = file(tmp_path / "a.txt", "to be or not to be\n" * 50)
 
     def meddle(doing: str, done: int) -> None:
-        if doing == "tokenising":
-            file(tmp_path / "a.txt", "something else\n" * 50)
+        if doing == moment:
+            file(tmp_path / "a.txt", other)
 
     with pytest.raises(UserError, match="changed while it was being read; try again"):
         prepare([name], progress=meddle)
     assert not list(cache.glob("tokens/*"))
     corpus, tokenizer = prepare([name])
-    assert "".join(texts((corpus, tokenizer))) == "something else\n" * 50
+    assert "".join(texts((corpus, tokenizer))) == other
 
 
 def test_progress_counts_every_character_of_both_passes(tmp_path: Path) -> None:

@@ -82,10 +82,13 @@ def test_once_fetched_no_network_is_needed_and_clearing_forgets(hub: Path, cache
 
 def test_a_fetched_text_that_was_cut_short_is_fetched_again(hub: Path, cache: Path) -> None:
     source = replace(TINY_STORIES, path=str(hub))
-    first, _ = prepare([source])
+    first, tokenizer = prepare([source])
     for path in cache.glob("texts/*.txt"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert prepare([source])[0].fingerprint == first.fingerprint
+    first.location.unlink()
+    again, _ = prepare([source])
+    assert again.fingerprint == first.fingerprint
+    assert tokenizer.decode(again.validation) == "\n\n".join(VALIDATION)
 
 
 def test_without_a_published_validation_split_the_text_is_cut_by_position(hub: Path) -> None:
