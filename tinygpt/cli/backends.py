@@ -187,12 +187,12 @@ def _calls(device: str) -> dict[str, list[Call]]:
     from tinygpt_kernels.cases import CASES
     from tinygpt_kernels.parity import call_of
 
+    name, sm = device, None
     if device == "cuda":
-        here = torch.cuda.is_available() and torch.version.cuda is not None
-        major, minor = torch.cuda.get_device_capability() if here else divmod(_LIKELY_SM, 10)
-        name, sm = "cuda:0", major * 10 + minor
-    else:
-        name, sm = device, None
+        name, sm = "cuda:0", _LIKELY_SM
+        if torch.cuda.is_available():
+            major, minor = torch.cuda.get_device_capability()
+            sm = 10 * major + minor if torch.version.cuda else None
     found: dict[str, dict[Call, None]] = {}
     for case in CASES:
         call = call_of(dispatch.all_ops()[case.op], case, torch.float32)

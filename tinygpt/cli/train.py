@@ -29,7 +29,7 @@ _FIXED = ("preset", "model.", "data.", "seed", "training.batch_size", "training.
 
 @dataclass(frozen=True)
 class Job:
-    """A training that is ready to begin. notice: which corpus was chosen for those who named none."""
+    """A training that is ready to begin. notice: what was chosen for the user, or changed by them."""
 
     config: RunConfig
     out: Path
@@ -71,18 +71,21 @@ def _new(args: Train, preset_name: str) -> Job:
 def _resumed(args: Train, out: Path, before: RunConfig) -> Job:
     """The run's own settings with what was asked for now, where a run can bear the change."""
     after = override(before, _assignments(args))
-    if args.data:
-        after = replace(after, data=replace(after.data, sources=_lasting_names(find_readable(flat(args.data)))))
+    names = flat(args.data) or after.data.sources
+    if names != before.data.sources:
+        after = replace(after, data=replace(after.data, sources=_lasting_names(find_readable(names))))
     if args.preset:
         after = replace(after, preset=args.preset)
     was, now = _leaves(to_dict(before)), _leaves(to_dict(after))
-    for key, value in now.items():
-        if value != was[key] and key.startswith(_FIXED):
+    changed = [key for key in now if now[key] != was[key]]
+    for key in changed:
+        if key.startswith(_FIXED):
             raise UserError(
-                f"{key} cannot change when a run goes on: {out} has {_shown(was[key])}, not {_shown(value)}; leave it "
+                f"{key} cannot change when a run goes on: {out} has {_shown(was[key])}, not {_shown(now[key])}; leave it "
                 "out, or train anew into another --out"
             )
-    return Job(after, out, None)
+    notice = "; ".join(f"{key} {_shown(was[key])} -> {_shown(now[key])}" for key in changed)
+    return Job(after, out, f"changed from here on: {notice}" if changed else None)
 
 
 def _recorded_config(out: Path) -> RunConfig | None:
@@ -119,6 +122,8 @@ def _train(args: Train, job: Job) -> int:
 
 
 def _report(result: Result, steps: int) -> str:
+    from ..training.evaluate import ESTIMATE_BATCHES
+
     run = shlex.quote(str(result.path))
     if result.evaluation is None:
         return (
@@ -126,12 +131,9 @@ def _report(result: Result, steps: int) -> str:
             f"  tinygpt train --resume --out {run}"
         )
     e = result.evaluation
-    lines = [
-        f"validation loss {e.loss:.4f}: perplexity {e.perplexity:.2f}, {e.bits_per_char:.3f} bits per character "
-        f"({e.tokens:,} tokens)"
-    ]
+    lines = [f"validation loss {e.loss:.4f}: perplexity {e.perplexity:.2f}, {e.bits_per_char:.3f} bits per character"]
     if result.estimate is not None:
-        lines.append(f"estimate from 200 random batches, as nanoGPT reports it: {result.estimate:.4f}")
+        lines.append(f"estimate from {ESTIMATE_BATCHES} random batches, as nanoGPT reports it: {result.estimate:.4f}")
     lines += [
         f"the run is in {result.path}: weights, loss.png, samples.txt, metrics.jsonl. Next:",
         f"  tinygpt generate {run}",
