@@ -196,14 +196,13 @@ def _cut_at(text: Iterator[str], place: int) -> tuple[Iterator[str], Iterator[st
 
     def head() -> Iterator[str]:
         left = place
-        while left:
-            piece = next(text)
+        while left and (piece := next(text, "")):
             yield piece[:left]
             kept.append(piece[left:])
             left -= min(left, len(piece))
 
     def tail() -> Iterator[str]:
-        yield from kept[-1:]
+        yield from kept
         yield from text
 
     return head(), tail()
@@ -254,10 +253,10 @@ def _write(
                 size += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
                 text.progress("tokenising", done)
             counts.append((tokens, chars, size))
-        if sum(tokens for tokens, _, _ in counts) < 2:
-            raise UserError(_too_short(name, done, unknown))
         if tuple(part.identity() for part in text.parts) != tuple(identities):
             raise UserError(f"{name}: the text changed while it was being read; try again")
+        if sum(tokens for tokens, _, _ in counts) < 2:
+            raise UserError(_too_short(name, done, unknown))
         finish_tokens(file, Description(key, name, dtype.str, *counts[0], *counts[1], "".join(unknown)[:_MOST_UNKNOWN]))
 
 
