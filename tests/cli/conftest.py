@@ -105,7 +105,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def popen(*argv: object) -> subprocess.Popen[str]:
-        env = {k: v for k, v in os.environ.items() if k != VARIABLE}
+        env = {k: v for k, v in os.environ.items() if k not in (VARIABLE, "PYTHONUNBUFFERED")}
         env["OMP_NUM_THREADS"] = "1"
         env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         process = subprocess.Popen(
