@@ -146,8 +146,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(start, text, tmp
     until_step(process, tmp_path / "my run")
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == code
-    assert err == ""
+    assert process.returncode == code, err
+    assert err == "\nfinishing this step and saving; once more to stop at once\n"
     step = int(re.search(r"stopped at step (\d+) of 100000; the run is saved", out)[1])
     assert out.endswith("  tinygpt train --resume --out 'my run'\n")
     assert last_step(tmp_path / "my run") == step

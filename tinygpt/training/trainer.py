@@ -8,10 +8,11 @@ the run that was not, and evaluating or sampling in between changes nothing.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -349,7 +350,9 @@ class Trainer:
             if self.signal is not None:
                 raise KeyboardInterrupt
             self.signal = number
-            self.display.note("finishing this step and saving; once more to stop at once")
+            # Straight to the descriptor: the handler may have interrupted a print, and Python's streams are not reentrant.
+            with suppress(OSError):
+                os.write(2, b"\nfinishing this step and saving; once more to stop at once\n")
 
         try:
             before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
