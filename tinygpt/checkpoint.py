@@ -142,9 +142,9 @@ class Run:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir()
                 contiguous = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
-                save_file(
-                    contiguous, draft / "model.safetensors", {"step": str(step), "val_loss": json.dumps(val_loss)}
-                )
+                # One key: safetensors writes several in an order that changes from run to run.
+                about = {"tinygpt": json.dumps({"step": step, "val_loss": val_loss})}
+                save_file(contiguous, draft / "model.safetensors", about)
                 torch.save(dict(state), draft / "training.pt")
                 for file in draft.iterdir():
                     _sync(file)
@@ -237,8 +237,8 @@ class Run:
     def _val_loss(self, step: int) -> float:
         try:
             with safe_open(self.path / "checkpoints" / f"step-{step}" / "model.safetensors", "pt") as file:
-                value = json.loads((file.metadata() or {}).get("val_loss", "null"))
-        except (SafetensorError, OSError, ValueError):
+                value = json.loads((file.metadata() or {})["tinygpt"])["val_loss"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
             return float("inf")
         return float(value) if isinstance(value, (int, float)) else float("inf")
 

@@ -199,20 +199,23 @@ def bind(spec: str | Spec = "auto", *, strict: bool = False) -> Kernels:
     return Kernels(spec, strict=strict)
 
 
-@torch.compiler.assume_constant_result
 def _order_while_tracing(op: str, spec: str | Spec) -> str:
     parsed = parse_spec(spec) if isinstance(spec, str) else spec
     _check_ops(parsed)
     return ",".join(parsed.order(op))
 
 
-@torch.compiler.assume_constant_result
 def _chosen_while_tracing(op: str, order: Any, device: Any, dtype: Any, grad: bool, dims: Any, features: Any) -> str:
     call = Call(op, str(device), dtype, grad, tuple(dims), tuple(features), _sm(device))
     impl = choose(call, order)
     if impl.fwd:
         autograd.register_operators(all_ops()[op], impl)
     return impl.backend
+
+
+# What torch.compiler.assume_constant_result does; calling it would import torch._dynamo, 1.5 s at every start.
+for _function in (_order_while_tracing, _chosen_while_tracing):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_ops(spec: Spec) -> None:

@@ -225,7 +225,7 @@ class Trainer:
             self.loss_scale.scale, self.loss_scale.good_steps = state["loss_scale"]
         run.sweep(self.step)
         was, now = state.get("exactness", {}), self._exactness()
-        changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if was.get(key) != now[key]]
+        changed = [f"{key} {was.get(key)} -> {value}" for key, value in now.items() if was.get(key) != value]
         if changed:
             self.display.note(f"not bit for bit the same run from here on: {'; '.join(changed)}")
         if self.config.training.steps != run.config.training.steps:
@@ -301,6 +301,7 @@ class Trainer:
                 self.save(self.run)
             return Result(self.run.path, self.step, self.signal, None, None, rate)
         c = self.config
+        self.display.note("evaluating on the whole validation split")
         evaluation = evaluate(self.model, self.corpus, self.device, self.precision)
         estimate = random_estimate(
             self.model, self.corpus.validation, c.training.batch_size, c.seed, self.device, self.precision
@@ -315,8 +316,8 @@ class Trainer:
     def _exactness(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be the same bit for bit."""
         facts = machine.describe(self.device)
-        kept = {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")}
-        return kept | {"backends": {op: list(served) for op, served in self.kernels.served().items()}}
+        served = {f"backend of {op}": "+".join(names) for op, names in self.kernels.served().items()}
+        return {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")} | served
 
     def _title(self) -> str:
         m = self.config.model
