@@ -17,6 +17,8 @@ BARS_US = {"without gradient": 10.0, "with gradient": 30.0}
 @pytest.fixture
 def empty(monkeypatch):
     """layer_norm on a backend that computes nothing."""
+    for name in dispatch.known_backends():
+        dispatch.load_backend(name)
     monkeypatch.setattr(dispatch, "impls", dict(dispatch.impls))
     monkeypatch.setattr(dispatch, "backends", dict(dispatch.backends))
     monkeypatch.setitem(dispatch.BUILTIN, "empty", "empty")

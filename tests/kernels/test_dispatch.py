@@ -18,6 +18,8 @@ def arguments(C=16, dtype=torch.float32):
 @pytest.fixture
 def backend(monkeypatch):
     """A backend of this test's own, for layer_norm, forgotten afterwards."""
+    for name in dispatch.known_backends():  # now: what is registered while the copies below stand is forgotten with them
+        dispatch.load_backend(name)
     monkeypatch.setattr(dispatch, "impls", dict(dispatch.impls))
     monkeypatch.setattr(dispatch, "backends", dict(dispatch.backends))
     monkeypatch.setitem(dispatch.BUILTIN, "toy", "toy")
@@ -114,6 +116,16 @@ def test_kernels_bind_each_op_once_and_name_unknown_ops():
 def test_auto_is_torch_where_nothing_was_measured():
     assert preferences.order(SM90) == ("torch",)
     assert preferences.order(replace(SM90, dtype=torch.float64, device="cpu")) == ("torch",)
+
+
+def test_auto_is_the_measured_preference_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(preferences, "cpu_isa", lambda: "AVX512")
+    call = replace(SM90, device="cpu", dtype=torch.float32, dims=(("C", 768), ("R", 2048)), sm=None)
+    assert preferences.order(call) == ("cpp", "torch")
+    assert preferences.order(replace(call, dims=(("C", 128), ("R", 2048)))) == ("torch",)
+    assert preferences.order(replace(call, dims=(("C", 128), ("R", 2048)), dtype=torch.bfloat16)) == ("cpp", "torch")
+    monkeypatch.setattr(preferences, "cpu_isa", lambda: "DEFAULT")
+    assert preferences.order(call) == ("torch",)
 
 
 def test_reference_serves_only_by_name():

@@ -100,6 +100,8 @@ class Trainer:
         self.val_loss: float | None = None
         self.signal: int | None = None
         self._try_backends()
+        # Of training: evaluation may be served by others, and must not look like a change when the run is resumed.
+        self.served = self.kernels.served()
         self.matmul_rate = machine.matmul_rate(self.device, self.precision)
         display.header(self._header())
         if run is not None:
@@ -192,7 +194,7 @@ class Trainer:
                 "fingerprint": self.corpus.fingerprint,
                 "parts": [asdict(part) for part in self.corpus.parts],
             },
-            "backends": {op: list(served) for op, served in self.kernels.served().items()},
+            "backends": {op: list(served) for op, served in self.served.items()},
             "parameters": self.model.parameter_count(),
         }
 
@@ -316,7 +318,7 @@ class Trainer:
     def _exactness(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be the same bit for bit."""
         facts = machine.describe(self.device)
-        served = {f"backend of {op}": "+".join(names) for op, names in self.kernels.served().items()}
+        served = {f"backend of {op}": "+".join(names) for op, names in self.served.items()}
         return {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")} | served
 
     def _title(self) -> str:
@@ -326,7 +328,7 @@ class Trainer:
     def _header(self) -> list[tuple[str, str]]:
         m, t = self.config.model, self.config.training
         by_backend: dict[str, list[str]] = {}
-        for op, served in self.kernels.served().items():
+        for op, served in self.served.items():
             by_backend.setdefault("+".join(served), []).append(op)
         one = next(iter(by_backend)) if len(by_backend) == 1 else None
         served_by = (
