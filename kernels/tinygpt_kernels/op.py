@@ -214,8 +214,8 @@ def _chosen_while_tracing(op: str, order: Any, device: Any, dtype: Any, grad: bo
 
 
 # What torch.compiler.assume_constant_result does; calling it would import torch._dynamo, 1.5 s at every start.
-for _function in (_order_while_tracing, _chosen_while_tracing):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_order_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_chosen_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_ops(spec: Spec) -> None:

@@ -18,8 +18,8 @@ def arguments(C=16, dtype=torch.float32):
 @pytest.fixture
 def backend(monkeypatch):
     """A backend of this test's own, for layer_norm, forgotten afterwards."""
-    for name in dispatch.known_backends():  # now: what is registered while the copies below stand is forgotten with them
-        dispatch.load_backend(name)
+    for name in dispatch.known_backends():
+        dispatch.load_backend(name)  # now: what is registered while the copies below stand is forgotten with them
     monkeypatch.setattr(dispatch, "impls", dict(dispatch.impls))
     monkeypatch.setattr(dispatch, "backends", dict(dispatch.backends))
     monkeypatch.setitem(dispatch.BUILTIN, "toy", "toy")
