@@ -131,6 +131,8 @@ class TrainingConfig:
     """Tokens per sample."""
     log_every: int = 10
     """Steps between lines of metrics."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard too, into the run's folder `tensorboard`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_batches", "checkpoint_every",

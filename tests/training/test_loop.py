@@ -150,3 +150,20 @@ def test_strict_binding_serves_only_what_was_asked():
     model = GPT(small.__globals__["preset"]("char-cpu").model, 65, bind("reference", strict=True))
     model(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64))
     assert set(model.kernels.served().values()) == {("reference",)}
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    pytest.importorskip("tensorboard", reason="extra `log` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(small(tmp_path, "training.tensorboard=true"), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    logged = {m["step"]: m["loss"] for m in Run.open(tmp_path / "run").metrics() if "loss" in m}
+    assert {e.step: pytest.approx(e.value) for e in events.Scalars("loss")} == logged
+
+
+def test_without_tensorboard_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'tinygpt\[log\]'"):
+        train(small(tmp_path, "training.tensorboard=true"), tmp_path / "run")

@@ -33,6 +33,7 @@ from ..models.gpt import GPT
 from ..optim import AdamW, LossScale, learning_rate
 from ..tokenizers import Tokenizer
 from . import machine
+from .board import Board
 from .display import Display, Status
 from .evaluate import Evaluation, evaluate, random_estimate, subset_loss
 from .plot import plot_losses
@@ -66,6 +67,7 @@ def train(
     if not resume:
         refuse_existing(out, overwrite=overwrite)
     run = Run.open(out, lock=True) if resume else None
+    trainer: Trainer | None = None
     try:
         trainer = Trainer(config, display, run)
         if run is None:
@@ -74,6 +76,8 @@ def train(
         return trainer.loop()
     finally:
         display.close()
+        if trainer is not None and trainer.board is not None:
+            trainer.board.close()
         if run is not None:
             run.close()
 
@@ -99,6 +103,7 @@ class Trainer:
         self.step = 0
         self.val_loss: float | None = None
         self.signal: int | None = None
+        self.board: Board | None = None
         self._try_backends()
         # Of training: evaluation may be served by others, and must not look like a change when the run is resumed.
         self.served = self.kernels.served()
@@ -112,6 +117,8 @@ class Trainer:
         assert self.run is not None
         c = self.config.training
         loss = torch.zeros(())
+        if c.tensorboard:
+            self.board = Board(self.run.path / "tensorboard", self.step)
         done, since, spent = 0, time.perf_counter(), 0.0  # throughput counts training, not evaluation or sampling
         rate = 0.0
         with self._signals():
@@ -132,9 +139,7 @@ class Trainer:
                     spent += now - since
                     rate = done * c.batch_size * c.accumulate * self.config.model.block_size / spent
                     status = Status(self.step, c.steps, value, lr, self.val_loss, rate, self._utilisation(rate))
-                    self.run.log(
-                        step=self.step, loss=value, lr=lr, grad_norm=norm.item(), tokens_per_second=round(rate, 1)
-                    )
+                    self._log(loss=value, lr=lr, grad_norm=norm.item(), tokens_per_second=round(rate, 1))
                     self.display.update(status)
                     if evaluating:
                         self._evaluate(status)
@@ -280,7 +285,7 @@ class Trainer:
             self.device,
             self.precision,
         )
-        self.run.log(step=self.step, val_loss=self.val_loss)
+        self._log(val_loss=self.val_loss)
         if self.step:
             self.display.evaluated(replace(status, val_loss=self.val_loss))
             plot_losses(self.run.metrics(), self.run.path / "loss.png", self._title())
@@ -308,9 +313,15 @@ class Trainer:
         estimate = random_estimate(
             self.model, self.corpus.validation, c.training.batch_size, c.seed, self.device, self.precision
         )
-        self.run.log(step=self.step, final=evaluation.to_dict(), estimate=estimate)
+        self._log(final=evaluation.to_dict(), estimate=estimate)
         self._sample()
         return Result(self.run.path, self.step, self.signal, evaluation, estimate, rate)
+
+    def _log(self, **values: Any) -> None:
+        assert self.run is not None
+        self.run.log(step=self.step, **values)
+        if self.board is not None:
+            self.board.log(self.step, values)
 
     def _utilisation(self, rate: float) -> float:
         return rate * self.model.flops_per_token() / self.matmul_rate
