@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 
@@ -79,7 +79,7 @@ class Live(Display):
         self.console = console
         self._progress = Progress(
             TextColumn("[bold]{task.completed}/{task.total}"), BarColumn(bar_width=None), TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
+            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
         self._task: TaskID | None = None
 
@@ -93,8 +93,9 @@ class Live(Display):
         self.console.print(message, markup=False, highlight=False)
 
     def update(self, status: Status) -> None:
+        val = "" if status.val_loss is None else f" val {status.val_loss:.3f}"
         share = "" if status.utilisation is None else f" {100 * status.utilisation:.0f}%"
-        line = f"loss {status.loss:.3f} {status.tokens_per_second / 1000:,.1f}k tok/s{share}"
+        line = f"loss {status.loss:.3f}{val} lr {status.lr:.1e} {status.tokens_per_second / 1000:,.1f}k tok/s{share}"
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("", total=status.steps, completed=status.step, status=line)
