@@ -77,3 +77,12 @@ def test_other_text_is_evaluated_whole_in_the_tokens_of_the_run(cli, run, text, 
     assert json.loads(answer.out)["loss"] != json.loads(cli("eval", run, "--json").out)["loss"]
     table = cli("eval", run, "--data", text).out
     assert f"{len(text.read_text()) - 1:,} tokens" in table
+
+
+def test_evaluation_on_a_named_backend_gives_the_same_figure_and_says_who_computed(cli, run):
+    answer = cli("eval", run, "--json", "--backend", "cpp", "--device", "cpu")
+    assert re.fullmatch(r"tinygpt: backend cpp: .*\blayer_norm\b.* on cpp;.* on torch\n", answer.err)
+    reference = cli("eval", run, "--json", "--backend", "reference")
+    assert "on reference" in reference.err
+    assert json.loads(answer.out)["loss"] == pytest.approx(json.loads(reference.out)["loss"], rel=1e-5)
+    assert "did you mean" in cli("eval", run, "--backend", "cp").err

@@ -83,6 +83,10 @@ class Eval:
     """A run's directory."""
     data: Annotated[_Words, arg(metavar="FILE ...", help_behavior_hint="(default: the run's validation split)")] = ()
     """Other text, all of it, in the run's tokens."""
+    backend: Annotated[str, arg(metavar="SPEC")] = "auto"
+    """Who computes; see `tinygpt backends`."""
+    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="(default: a GPU if there is one)")] = None
+    """cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print JSON: loss, perplexity, bits_per_char, bits_per_byte."""
 

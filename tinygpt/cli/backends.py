@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tinygpt_kernels.dispatch import Call
+    from tinygpt_kernels.op import Kernels
 
 _LIKELY_SM = 80  # what is assumed of a GPU that is not here
 
@@ -44,6 +45,17 @@ def tell_idle(spec: str, device: str) -> None:
     for name in sorted(parse_spec(spec).backends() - {"auto"}):
         if why := _unavailable(name, device):
             print(f"tinygpt: backend {name} will serve nothing on {device}: {why}", file=sys.stderr)
+
+
+def tell_served(spec: str, kernels: Kernels) -> None:
+    """Say on stderr who computed what, if a backend was asked for: `layer_norm on cpp; embedding, gelu on torch`."""
+    if spec == "auto":
+        return
+    ops: dict[str, list[str]] = {}
+    for op, backends in kernels.served().items():
+        ops.setdefault("+".join(backends), []).append(op)
+    told = "; ".join(f"{', '.join(names)} on {backend}" for backend, names in ops.items())
+    print(f"tinygpt: backend {spec}: {told}", file=sys.stderr)
 
 
 def _show(args: Backends) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from ..errors import UserError
 from .arguments import Eval, flat
-from .early import find_readable
+from .backends import tell_idle, tell_served
+from .early import find_readable, settle_backend
 
 
 def plan(args: Eval) -> Callable[[], int]:
@@ -18,6 +19,7 @@ def plan(args: Eval) -> Callable[[], int]:
         UserError: what --data names cannot be read; nothing was begun.
     """
     find_readable(flat(args.data))
+    settle_backend(args.backend)
     return lambda: _evaluate(args)
 
 
@@ -39,9 +41,11 @@ def _evaluate(args: Eval) -> int:
         )
     for notice in corpus.notices:
         print(f"tinygpt: {notice}", file=sys.stderr)
-    device = machine.pick_device(None)
+    device = machine.pick_device(args.device)
+    tell_idle(args.backend, device.type)
     precision = machine.pick_precision(run.config.training.precision, device)
-    found = evaluation.evaluate(GPT.from_run(args.run, device=str(device)), corpus, device, precision)
+    model = GPT.from_run(args.run, backend=args.backend, device=str(device))
+    found = evaluation.evaluate(model, corpus, device, precision)
     values = {
         "loss": found.loss,
         "perplexity": found.perplexity,
@@ -50,6 +54,7 @@ def _evaluate(args: Eval) -> int:
     }
     if args.json:
         print(json.dumps(values, indent=1))
+        tell_served(args.backend, model.kernels)
         return 0
 
     from rich.console import Console
@@ -59,4 +64,5 @@ def _evaluate(args: Eval) -> int:
     for name, value in values.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}", {"loss": "nats per token"}.get(name, ""))
     Console().print(table)
+    tell_served(args.backend, model.kernels)
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..errors import UserError
 from .arguments import Generate
-from .backends import tell_idle
+from .backends import tell_idle, tell_served
 from .early import settle_backend
 
 
@@ -55,19 +55,10 @@ def _generate(args: Generate) -> int:
     ):
         _write(piece)
     _write("\n")
-    if args.backend != "auto":
-        print(f"tinygpt: backend {args.backend}: {_served(model.kernels.served())}", file=sys.stderr)
+    tell_served(args.backend, model.kernels)
     return 0
 
 
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _served(by_op: dict[str, tuple[str, ...]]) -> str:
-    """Who computed: `layer_norm on cpp; embedding, gelu on torch`."""
-    ops: dict[str, list[str]] = {}
-    for op, served in by_op.items():
-        ops.setdefault("+".join(served), []).append(op)
-    return "; ".join(f"{', '.join(names)} on {backend}" for backend, names in ops.items())

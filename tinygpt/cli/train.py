@@ -13,7 +13,7 @@ from tinygpt_kernels.interpreter import gpu_present
 from tinygpt_kernels.spec import unknown
 
 from ..config import RunConfig, from_dict, override, preset, to_dict
-from ..data.sources import Source, TextFile, default_source
+from ..data.sources import Source, TextFile, default_source, joined_name
 from ..errors import UserError
 from ..tokenizers import known_tokenizers
 from .arguments import Train, flat
@@ -65,7 +65,7 @@ def _new(args: Train, preset_name: str) -> Job:
         source, notice = default_source()
         sources = [source]
     config = replace(config, data=replace(config.data, sources=_lasting_names(sources)))
-    return Job(config, args.out or Path("runs") / f"{_title(sources)}-{preset_name}", notice)
+    return Job(config, args.out or Path("runs") / f"{joined_name(sources)}-{preset_name}", notice)
 
 
 def _resumed(args: Train, out: Path, before: RunConfig) -> Job:
@@ -164,11 +164,6 @@ def _assignments(args: Train) -> list[str]:
 def _lasting_names(sources: Iterable[Source]) -> tuple[str, ...]:
     """Names that mean the same from another directory, and when other corpora are installed."""
     return tuple(str(s.path.absolute()) if isinstance(s, TextFile) else s.name for s in sources)
-
-
-def _title(sources: Iterable[Source]) -> str:
-    names = list(dict.fromkeys(source.name for source in sources))
-    return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}-more"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -25,7 +25,7 @@ from .cache import (
     token_path,
     write_record,
 )
-from .sources import Identity, Part, Role, Source, default_source, find
+from .sources import Identity, Part, Role, Source, default_source, find, joined_name
 from .text import chunks, joined
 
 TRAIN_SHARE = 0.9
@@ -116,7 +116,7 @@ def prepare(
     else:
         source, notice = default_source()
         sources, notices = [source], [notice]
-    name = _joined_name(sources)
+    name = joined_name(sources)
     parts = [part for source in sources for part in source.parts() if train_share or part.role != "train"]
     identities = tuple(part.identity() for part in parts)
     fingerprint = cache_key([train_share, [[part.role, part.sha256] for part in identities]])
@@ -268,11 +268,6 @@ def _too_short(name: str, chars: int, unknown: Iterable[str]) -> str:
             f"({name_characters(strange)}); it was trained on text of another kind"
         )
     return f"{name} holds {chars} character{'s' * (chars != 1)}; nothing can be predicted from fewer than two tokens"
-
-
-def _joined_name(sources: Sequence[Source]) -> str:
-    names = list(dict.fromkeys(source.name for source in sources))
-    return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}-more"
 
 
 def _corpus(

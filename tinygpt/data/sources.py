@@ -10,7 +10,7 @@ import os
 import re
 import sysconfig
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -193,6 +193,12 @@ def find(names: Sequence[str]) -> list[Source]:
     """
     known = corpora()
     return [known[name] if name in known else TextFile(_path(name, known)) for name in names]
+
+
+def joined_name(sources: Iterable[Source]) -> str:
+    """What several sources are called together: `a+b`, or `a+5-more` when a name would grow too long."""
+    names = list(dict.fromkeys(source.name for source in sources))
+    return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}-more"
 
 
 def _path(name: str, known: dict[str, Source]) -> Path:
