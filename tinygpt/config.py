@@ -121,6 +121,8 @@ class TrainingConfig:
     """Steps between evaluations."""
     eval_batches: int = 20
     """Batches of the fixed validation subset."""
+    final_evaluation: bool = True
+    """Measure the whole validation split at the end, and nanoGPT's estimate beside it."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
     keep_checkpoints: int = 2

@@ -122,6 +122,10 @@ def test_triton_runs_without_a_gpu_and_says_how(process, text, tmp_path, small):
 
     if not gpu_present():
         assert served["layer_norm"] == ["triton"]
+        training = json.loads((tmp_path / "r" / "config.json").read_text())["config"]["training"]
+        assert training["final_evaluation"] is False  # hours, through the interpreter
+        assert training["eval_batches"] == 2  # what --set says stays
+        assert "the whole validation split was not evaluated; `tinygpt eval` below does that" in answer.out
         assert re.fullmatch(r"triton: TRITON_INTERPRET=1 .* for correctness and not for speed\n", answer.err)
 
 

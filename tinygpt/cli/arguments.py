@@ -41,7 +41,7 @@ class Train:
     """Optimizer steps; with --resume the new total."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/CORPUS-PRESET)")] = None
     """The run's directory."""
-    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="(default: a GPU if there is one)")] = None
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
     """cpu, cuda, cuda:1 or mps."""
     seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1337)")] = None
     """Of weights, batches and dropout."""
@@ -71,7 +71,9 @@ class Generate:
     """The same seed writes the same text."""
     backend: Annotated[str, arg(metavar="SPEC")] = "auto"
     """Who computes; see `tinygpt backends`."""
-    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="(default: a GPU if there is one)")] = None
+    strict: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Stop rather than let torch serve what the backend cannot."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
     """cpu, cuda, cuda:1 or mps."""
 
 
@@ -81,11 +83,15 @@ class Eval:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's directory."""
-    data: Annotated[_Words, arg(metavar="FILE ...", help_behavior_hint="(default: the run's validation split)")] = ()
+    data: Annotated[
+        _Words, arg(metavar="NAME|FILE ...", help_behavior_hint="(default: the run's validation split)")
+    ] = ()
     """Other text, all of it, in the run's tokens."""
     backend: Annotated[str, arg(metavar="SPEC")] = "auto"
     """Who computes; see `tinygpt backends`."""
-    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="(default: a GPU if there is one)")] = None
+    strict: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Stop rather than let torch serve what the backend cannot."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
     """cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print JSON: loss, perplexity, bits_per_char, bits_per_byte."""

@@ -12,8 +12,11 @@ from ..data.sources import Source, TextFile, find
 from ..errors import UserError
 
 
-def settle_backend(text: str) -> None:
+def settle_backend(text: str) -> bool:
     """Check the spec and, where it names Triton and there is no GPU, turn Triton's interpreter on, saying so.
+
+    Returns:
+        whether kernels will be interpreted.
 
     Raises:
         UserError: an unknown backend or op; offers the nearest name.
@@ -29,6 +32,7 @@ def settle_backend(text: str) -> None:
         raise UserError(f"--backend {text}: {error}") from None
     if notice:
         print(notice, file=sys.stderr)
+    return notice is not None
 
 
 def find_readable(names: Sequence[str]) -> list[Source]:

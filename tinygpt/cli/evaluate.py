@@ -29,6 +29,7 @@ def _evaluate(args: Eval) -> int:
     from ..models.gpt import GPT
     from ..training import evaluate as evaluation
     from ..training import machine
+    from ..training.display import for_errors
 
     run = Run.open(args.run)
     files = flat(args.data)
@@ -42,10 +43,13 @@ def _evaluate(args: Eval) -> int:
     for notice in corpus.notices:
         print(f"tinygpt: {notice}", file=sys.stderr)
     device = machine.pick_device(args.device)
-    tell_idle(args.backend, device.type)
+    if not args.strict:
+        tell_idle(args.backend, device.type)
     precision = machine.pick_precision(run.config.training.precision, device)
-    model = GPT.from_run(args.run, backend=args.backend, device=str(device))
-    found = evaluation.evaluate(model, corpus, device, precision)
+    model = GPT.from_run(args.run, backend=args.backend, strict=args.strict, device=str(device))
+    display = for_errors()
+    found = evaluation.evaluate(model, corpus, device, precision, progress=display.evaluating)
+    display.close()
     values = {
         "loss": found.loss,
         "perplexity": found.perplexity,

@@ -37,9 +37,10 @@ def _generate(args: Generate) -> int:
     from ..training.machine import pick_device
 
     device = pick_device(args.device)
-    tell_idle(args.backend, device.type)
+    if not args.strict:
+        tell_idle(args.backend, device.type)
     tokenizer = Run.open(args.run).tokenizer
-    model = GPT.from_run(args.run, backend=args.backend, device=str(device))
+    model = GPT.from_run(args.run, backend=args.backend, strict=args.strict, device=str(device))
     prompt = args.prompt
     if strange := tokenizer.unknown_characters(prompt):
         print(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # What a run is: with another of these, weights or the order of data would be another run's. All else may change.
 _FIXED = ("preset", "model.", "data.", "seed", "training.batch_size", "training.accumulate")
 
+# Triton's interpreter takes milliseconds per program: a pass over the whole validation split would take hours.
+_BRIEF = ["training.eval_batches=1", "training.sample_tokens=20", "training.final_evaluation=false"]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -52,20 +55,26 @@ def plan(args: Train) -> Callable[[], int]:
         job = _new(args, args.preset or _likely_preset(args))
     if job.config.data.tokenizer not in known_tokenizers():
         raise UserError(unknown("tokenizer", job.config.data.tokenizer, known_tokenizers()))
-    settle_backend(job.config.backend)
+    if args.resume:
+        settle_backend(job.config.backend)
     return lambda: _train(args, job)
 
 
 def _new(args: Train, preset_name: str) -> Job:
     config = override(preset(preset_name), _assignments(args))
-    names, notice = flat(args.data) or config.data.sources, None
+    notices = []
+    if settle_backend(config.backend):
+        config = override(override(preset(preset_name), _BRIEF), _assignments(args))
+        notices.append(f"interpreted kernels are slow, hence {' '.join(_BRIEF)} unless --set says otherwise")
+    names = flat(args.data) or config.data.sources
     if names:
         sources = find_readable(names)
     else:
         source, notice = default_source()
         sources = [source]
+        notices.append(notice)
     config = replace(config, data=replace(config.data, sources=_lasting_names(sources)))
-    return Job(config, args.out or Path("runs") / f"{joined_name(sources)}-{preset_name}", notice)
+    return Job(config, args.out or Path("runs") / f"{joined_name(sources)}-{preset_name}", "\n".join(notices) or None)
 
 
 def _resumed(args: Train, out: Path, before: RunConfig) -> Job:
@@ -125,13 +134,16 @@ def _report(result: Result, steps: int) -> str:
     from ..training.evaluate import ESTIMATE_BATCHES
 
     run = shlex.quote(str(result.path))
-    if result.evaluation is None:
+    if result.step < steps:
         return (
             f"stopped at step {result.step} of {steps}; the run is saved. Go on with\n"
             f"  tinygpt train --resume --out {run}"
         )
-    e = result.evaluation
-    lines = [f"validation loss {e.loss:.4f}: perplexity {e.perplexity:.2f}, {e.bits_per_char:.3f} bits per character"]
+    lines = ["the whole validation split was not evaluated; `tinygpt eval` below does that"]
+    if e := result.evaluation:
+        lines = [
+            f"validation loss {e.loss:.4f}: perplexity {e.perplexity:.2f}, {e.bits_per_char:.3f} bits per character"
+        ]
     if result.estimate is not None:
         lines.append(f"estimate from {ESTIMATE_BATCHES} random batches, as nanoGPT reports it: {result.estimate:.4f}")
     lines += [

@@ -44,6 +44,9 @@ class Display:
     def evaluated(self, status: Status) -> None:
         """The validation loss is new."""
 
+    def evaluating(self, done: int, total: int) -> None:
+        """So many tokens of a long evaluation are done."""
+
     def sample(self, step: int, text: str) -> None:
         """Text the model wrote."""
 
@@ -104,6 +107,12 @@ class Live(Display):
     def evaluated(self, status: Status) -> None:
         self.note(f"step {status.step:>6}  {status}")
 
+    def evaluating(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("", total=total, status="")
+        self._progress.update(self._task, completed=done, total=total, status="tokens evaluated")
+
     def sample(self, step: int, text: str) -> None:
         self.console.rule(f"[dim]sample at step {step}", align="left", style="dim")
         self.note(text)
@@ -111,9 +120,18 @@ class Live(Display):
 
     def close(self) -> None:
         self._progress.stop()
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None
 
 
 def for_output() -> Display:
     """Live in a terminal, lines elsewhere."""
     console = Console()
     return Live(console) if console.is_terminal and sys.stdout.isatty() else Lines()
+
+
+def for_errors() -> Display:
+    """Live on a terminal's stderr, so that stdout holds the result alone; nothing elsewhere."""
+    console = Console(stderr=True)
+    return Live(console) if console.is_terminal else Display()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,6 +14,7 @@ from ..models.gpt import GPT
 from .machine import autocast
 
 ESTIMATE_BATCHES = 200
+_TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,39 @@ def random_estimate(
 
 
 def evaluate(
-    model: GPT, corpus: Corpus, device: torch.device, precision: torch.dtype = torch.float32, *, batch_size: int = 64
+    model: GPT,
+    corpus: Corpus,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    *,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Loss on the whole validation split, every token but the first a target once."""
-    batches = consecutive_batches(corpus.validation, batch_size, model.config.block_size, device=device)
+    """Loss on the whole validation split, every token but the first a target once.
+
+    Args:
+        batch_size: windows at a time; None: as many as make 4096 tokens.
+        progress: called with (tokens done, of how many) after every batch.
+    """
+    block = model.config.block_size
+    batches: Iterable[Batch] = consecutive_batches(
+        corpus.validation, batch_size or max(1, _TOKENS_PER_BATCH // block), block, device=device
+    )
+    if progress:
+        batches = _told(batches, len(corpus.validation), progress)
     loss, count = _mean(model, batches, device, precision)
     bits = loss / math.log(2)
     return Evaluation(
         loss, math.exp(min(loss, 700.0)), bits / corpus.chars_per_token, bits / corpus.bytes_per_token, count
     )
+
+
+def _told(batches: Iterable[Batch], total: int, progress: Callable[[int, int], None]) -> Iterator[Batch]:
+    done = 0
+    for x, y in batches:
+        yield x, y
+        done = min(done + x.numel(), total)
+        progress(done, total)
 
 
 @torch.no_grad()

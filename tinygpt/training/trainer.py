@@ -41,7 +41,7 @@ from .plot import plot_losses
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. evaluation and estimate are None when a signal stopped it before its last step."""
+    """How a run ended. evaluation and estimate are None when a signal stopped it before its last step, or none was asked for."""
 
     path: Path
     step: int
@@ -308,8 +308,12 @@ class Trainer:
                 self.save(self.run)
             return Result(self.run.path, self.step, self.signal, None, None, rate)
         c = self.config
+        if not c.training.final_evaluation:
+            self._sample()
+            return Result(self.run.path, self.step, self.signal, None, None, rate)
         self.display.note("evaluating on the whole validation split")
-        evaluation = evaluate(self.model, self.corpus, self.device, self.precision)
+        evaluation = evaluate(self.model, self.corpus, self.device, self.precision, progress=self.display.evaluating)
+        self.display.close()
         estimate = random_estimate(
             self.model, self.corpus.validation, c.training.batch_size, c.seed, self.device, self.precision
         )
