@@ -141,7 +141,8 @@ class BoundOp:
             backend = _chosen_while_tracing(
                 self.op.name, self.order, tensor.device, tensor.dtype, grad, sizes, features
             )
-            return autograd.trace(self.op, dispatch.impls[self.op.name, backend], flat)
+            impl = dispatch.impls[self.op.name, backend]
+            return autograd.trace(self.op, impl, _seeded(self.op, flat) if _draws(impl, features) else flat)
         run = self._runs.get((tensor.device, tensor.dtype, grad, dims, features))
         if run is None:
             run = self._resolve(tensor, dims, features, grad)
@@ -153,7 +154,13 @@ class BoundOp:
         self.served.setdefault(impl.backend)
         if len(self._runs) >= _CACHE_LIMIT:
             self._runs.clear()
-        run = self._runs[tensor.device, tensor.dtype, grad, dims, features] = autograd.eager(self.op, impl, grad)
+        run = kernel = autograd.eager(self.op, impl, grad)
+        if _draws(impl, features):
+
+            def run(*flat: Any) -> Any:
+                return kernel(*_seeded(self.op, flat))
+
+        self._runs[tensor.device, tensor.dtype, grad, dims, features] = run
         return run
 
 
@@ -230,6 +237,17 @@ def _autocast(op: Op, flat: tuple[Any, ...]) -> tuple[Any, ...]:
         return flat
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(a.to(dtype) if i in op.autocasts else a for i, a in enumerate(flat))
+
+
+def _draws(impl: Impl, features: tuple[str, ...]) -> bool:
+    """Whether a call needs a seed it does not bring: a kernel regenerates its mask, and cannot without."""
+    return impl.fwd is not None and "dropout" in features
+
+
+def _seeded(op: Op, flat: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with a seed from PyTorch's generator."""
+    seed = torch.randint(2**63 - 1, (1,), device=flat[0].device)
+    return tuple(seed if name == "seed" else a for name, a in zip(op.order, flat, strict=True))
 
 
 def _flattener(signature: inspect.Signature, order: tuple[str, ...]) -> Callable[..., tuple[Any, ...]]:

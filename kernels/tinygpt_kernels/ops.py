@@ -112,7 +112,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | N
         kv_lengths: [B] integers, how many leading keys of each row are valid; None means S.
         dropout_p: probability of dropping an attention weight; the others are scaled by 1 / (1 - p).
         seed: int64 tensor of one element: the mask is philox.keep_mask(seed, p, (B, H, T, S)), the same on every backend.
-            None: PyTorch's generator draws the mask.
+            None: PyTorch's generator draws the mask, or for a kernel a seed.
 
     Returns:
         [B, T, H, D] in q's dtype; a query that sees no key gives 0. Saved: lse [B, H, T], -inf for such a query.

@@ -11,6 +11,6 @@ if interpreting():
 
     bf16.patch()
 
-from . import layer_norm  # noqa: F401
+from . import attention, embedding, gelu, layer_norm  # noqa: F401
 
 register_backend("triton", unavailable)

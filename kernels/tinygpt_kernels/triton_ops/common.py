@@ -6,11 +6,14 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..interpreter import interpreting
 
 INTERPRETING = interpreting()  # fixed when the kernels are defined, which is now
+Buffers = tuple[Tensor | None, ...]  # a gradient per tensor argument of an op, None where nobody wants one
 
 
 def rows(x: Tensor) -> Tensor:
@@ -36,3 +39,29 @@ def processors(device: torch.device) -> int:
 def next_power_of_2(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(0, n - 1).bit_length()
+
+
+@triton.jit
+def _sum_parts_kernel(
+    part_ptr,  # [P, C] float32
+    out_ptr,  # [C]
+    P,
+    C,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    col = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_C], dtype=tl.float32)
+    for start in range(0, P, ROWS):
+        row = start + tl.arange(0, ROWS)
+        inside = (row < P)[:, None] & (col < C)[None, :]
+        total += tl.sum(
+            tl.load(part_ptr + row.to(tl.int64)[:, None] * C + col[None, :], mask=inside, other=0.0), axis=0
+        )
+    tl.store(out_ptr + col, total, mask=col < C)
+
+
+def sum_parts(parts: Tensor, out: Tensor) -> None:
+    """out [C] = sum over the first dimension of parts [P, C], float32, in a fixed order. The caller has made the device current."""
+    P, C = parts.shape
+    _sum_parts_kernel[(triton.cdiv(C, 128),)](parts, out, P, C, ROWS=32, BLOCK_C=128, num_warps=4)

@@ -24,10 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import INTERPRETING, next_power_of_2, on_device, processors, rows
+from .common import INTERPRETING, Buffers, next_power_of_2, on_device, processors, rows, sum_parts
 
 MAX_C = 65536  # a tile of one row at 32 warps: 64 elements a thread
-Buffers = tuple[Tensor | None, ...]
 
 
 @triton.jit
@@ -117,26 +116,6 @@ def _layer_norm_bwd_kernel(
         tl.store(dbias_part_ptr + part, dbias, mask=in_col)
 
 
-@triton.jit
-def _sum_parts_kernel(
-    part_ptr,  # [P, C] float32
-    out_ptr,  # [C]
-    P,
-    C,
-    ROWS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    col = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    total = tl.zeros([BLOCK_C], dtype=tl.float32)
-    for start in range(0, P, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < P)[:, None] & (col < C)[None, :]
-        total += tl.sum(
-            tl.load(part_ptr + row.to(tl.int64)[:, None] * C + col[None, :], mask=inside, other=0.0), axis=0
-        )
-    tl.store(out_ptr + col, total, mask=col < C)
-
-
 def tile(R: int, C: int, *, backward: bool = False, interpreting: bool = INTERPRETING) -> tuple[int, int, int]:
     """(ROWS, BLOCK_C, num_warps) of a tile.
 
@@ -206,7 +185,7 @@ def layer_norm_bwd(
         )  # fmt: skip
         for part, sums in zip(parts, (dweight, dbias), strict=True):
             if sums is not None:
-                _sum_parts_kernel[(triton.cdiv(C, 128),)](part, sums, P, C, ROWS=32, BLOCK_C=128, num_warps=4)
+                sum_parts(part, sums)
     return out
 
 
