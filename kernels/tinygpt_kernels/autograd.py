@@ -99,11 +99,12 @@ def register_operators(op: Op, impl: Impl) -> str:
     if bwd is None:
         return name
 
-    # An operator cannot return "no tensor": a gradient nobody wants travels as an empty one.
+    # An operator cannot return "no tensor": a gradient nobody wants travels as an empty one. Nor the same tensor twice.
     def backward(*flat: Any) -> Any:
         assert bwd is not None
         found = bwd(*flat[:-1], needs=tuple(flat[-1]))
-        return _single(tuple(flat[0].new_empty(0) if g is None else g for g in found))
+        own = (g if g is None or all(g is not other for other in found[:i]) else g.clone() for i, g in enumerate(found))
+        return _single(tuple(flat[0].new_empty(0) if g is None else g for g in own))
 
     def backward_fake(*flat: Any) -> Any:
         wanted = zip(flat[op.outputs : op.outputs + tensors], flat[-1], strict=True)

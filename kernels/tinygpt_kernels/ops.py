@@ -81,7 +81,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     return y.to(x.dtype).view(x.shape), mean, rstd
 
 
-@op(contracts.add_layer_norm, outputs=2, saved=2)
+@op(contracts.add_layer_norm, outputs=2, saved=2, saves_outputs=True)
 def add_layer_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Any:
     """The residual addition and the norm that follows it: h = x + residual, y = layer_norm(h).
 

@@ -11,6 +11,6 @@ if interpreting():
 
     bf16.patch()
 
-from . import attention, embedding, gelu, layer_norm  # noqa: F401
+from . import attention, cross_entropy, decode, embedding, gelu, layer_norm, optimizer  # noqa: F401
 
 register_backend("triton", unavailable)

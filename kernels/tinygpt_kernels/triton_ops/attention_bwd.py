@@ -45,7 +45,7 @@ def _dq_loop(
     return dq
 
 
-@triton.jit(do_not_specialize=["T", "S", "H", "threshold"])
+@triton.jit(do_not_specialize=["H", "threshold"])
 def _attention_bwd_dq_kernel(
     q_ptr,  # [B, T, H, D]
     k_in,  # [B, S, K, D]
@@ -155,7 +155,7 @@ def _dkdv_loop(
     return dk, dv
 
 
-@triton.jit(do_not_specialize=["padded", "T", "S", "H", "threshold"])
+@triton.jit(do_not_specialize=["H", "threshold"])
 def _attention_bwd_dkdv_kernel(
     q_in,  # [B, T, H, D]
     k_ptr,  # [B, S, K, D]

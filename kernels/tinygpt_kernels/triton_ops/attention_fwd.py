@@ -56,10 +56,34 @@ def load_tile(
 
 @triton.jit
 def _attend(
-    acc, total, top, q, k_in, v_in, b, kv_head, stride_ks, stride_vs, first, low, high, last, diagonal, scale_log2,
-    seed, head, threshold,
-    CAUSAL: tl.constexpr, MASKED: tl.constexpr, DROPOUT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    acc,
+    total,
+    top,
+    q,
+    k_in,
+    v_in,
+    b,
+    kv_head,
+    stride_ks,
+    stride_vs,
+    first,
+    low,
+    high,
+    last,
+    diagonal,
+    scale_log2,
+    seed,
+    head,
+    threshold,
+    CAUSAL: tl.constexpr,
+    MASKED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):
     place, col = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_S)
     for start in tl.range(low, high, BLOCK_S):
@@ -87,7 +111,7 @@ def _attend(
     return acc, total, top
 
 
-@triton.jit(do_not_specialize=["T", "S", "H", "threshold"])
+@triton.jit(do_not_specialize=["H", "threshold"])
 def _attention_fwd_kernel(
     q_ptr,  # [B, T, H, D], D contiguous, as k and v
     k_in,  # [B, S, K, D]: a pointer, with TMA a descriptor
@@ -164,7 +188,13 @@ def _attention_fwd_kernel(
 
 
 def common_arguments(
-    q: Tensor, k: Tensor, kv_lengths: Tensor | None, seed: Tensor | None, causal: bool, scale: float | None, dropout_p: float
+    q: Tensor,
+    k: Tensor,
+    kv_lengths: Tensor | None,
+    seed: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    dropout_p: float,
 ) -> tuple[float, dict[str, object]]:
     """(scale, keyword arguments that the three attention kernels share)."""
     D = q.shape[3]

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..interpreter import interpreting
 
 INTERPRETING = interpreting()  # fixed when the kernels are defined, which is now
+FUSION = {
+    "enable_fp_fusion": True
+}  # multiply-add as one instruction: Triton's default, about to change, asked for at every launch
 Buffers = tuple[Tensor | None, ...]  # a gradient per tensor argument of an op, None where nobody wants one
 
 
@@ -28,11 +31,32 @@ def on_device(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
 
 
+pretended: int | str | None = None  # the target whose choices are wanted on a machine that has no such GPU
+
+
+def architecture(device: torch.device) -> int | str:
+    """Compute capability times ten of an NVIDIA GPU, AMD's name of one of theirs."""
+    return _architecture(device) if pretended is None else pretended
+
+
 @lru_cache
+def _architecture(device: torch.device) -> int | str:
+    if torch.version.hip:
+        name: str = torch.cuda.get_device_properties(device).gcnArchName
+        return name.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; 1 in the interpreter, where programs run one after another."""
     if INTERPRETING:
         return 1
+    return _processors(device) if pretended is None else 108
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -64,4 +88,4 @@ def _sum_parts_kernel(
 def sum_parts(parts: Tensor, out: Tensor) -> None:
     """out [C] = sum over the first dimension of parts [P, C], float32, in a fixed order. The caller has made the device current."""
     P, C = parts.shape
-    _sum_parts_kernel[(triton.cdiv(C, 128),)](parts, out, P, C, ROWS=32, BLOCK_C=128, num_warps=4)
+    _sum_parts_kernel[(triton.cdiv(C, 128),)](parts, out, P, C, ROWS=32, BLOCK_C=128, num_warps=4, **FUSION)

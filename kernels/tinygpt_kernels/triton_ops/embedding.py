@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import INTERPRETING, Buffers, next_power_of_2, on_device
+from .common import FUSION, INTERPRETING, Buffers, next_power_of_2, on_device
 
 
 @triton.jit
@@ -77,8 +77,8 @@ def _segment_sum_kernel(
 
 
 def _tile(C: int, N: int) -> tuple[int, int]:
-    BLOCK_C = min(next_power_of_2(C), 4096 if INTERPRETING else 512)
-    return max(1, min((65536 if INTERPRETING else 2048) // BLOCK_C, next_power_of_2(N))), BLOCK_C
+    BLOCK_C = min(next_power_of_2(C), 4096 if INTERPRETING else 256)
+    return max(1, min((65536 if INTERPRETING else 4096) // BLOCK_C, next_power_of_2(N))), BLOCK_C
 
 
 def embedding_fwd(
@@ -95,7 +95,7 @@ def embedding_fwd(
                 tokens.contiguous(), token.contiguous(), None if position is None else position.contiguous(),
                 None if positions is None else positions.contiguous(), x, float(scale), N, tokens.shape[1], C,
                 HAS_POSITION=position is not None, HAS_POSITIONS=positions is not None,
-                ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=4,
+                ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=4, **FUSION,
             )  # fmt: skip
     return (x,)
 
@@ -108,7 +108,7 @@ def _segment_sum(dy_NC: Tensor, used_N: Tensor, scale: float, out: Tensor) -> No
     BLOCK_C = min(next_power_of_2(C), 4096 if INTERPRETING else 128)
     with on_device(out):
         _segment_sum_kernel[(rows, triton.cdiv(C, BLOCK_C))](
-            dy_NC, order, begin, out, float(scale), C, ROWS=32, BLOCK_C=BLOCK_C, num_warps=4
+            dy_NC, order, begin, out, float(scale), C, ROWS=32, BLOCK_C=BLOCK_C, num_warps=4, **FUSION
         )
 
 

@@ -6,6 +6,10 @@ Forward: y = z Φ(z), z = x + bias. Backward: dx = dy (Φ(z) + z φ(z)) from the
 the column sum of dx, by programs that walk over row tiles and write one row each of a workspace, which a second kernel adds in
 a fixed order. Without a bias every contiguous tensor is treated as one long row, cut where it suits the GPU.
 
+Φ costs one exponential: for a = |z|, log2 Φ(-a) is smooth, and a polynomial of degree 8 in a, fitted so that the largest error
+of Φ over 0 .. 5.5 is least (6e-8, what float32 resolves at 1), goes on falling beyond. With Triton's erf the forward took 585
+instructions for 16 elements, with this 264.
+
 Left out: storing GELU'(x) instead of recomputing it; on a GPU the kernel waits for memory and not for erf.
 """
 
@@ -19,9 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import INTERPRETING, Buffers, next_power_of_2, on_device, processors, rows, sum_parts
+from .common import FUSION, INTERPRETING, Buffers, next_power_of_2, on_device, processors, rows, sum_parts
 
-_SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _TANH_1 = tl.constexpr(2 * math.sqrt(2 / math.pi))  # tanh's argument doubled, _TANH_1 z + _TANH_3 z^3
 _TANH_3 = tl.constexpr(2 * math.sqrt(2 / math.pi) * 0.044715)
 _TANH_3_SLOPE = tl.constexpr(6 * math.sqrt(2 / math.pi) * 0.044715)
@@ -32,6 +35,20 @@ _LOG2E = tl.constexpr(math.log2(math.e))
 @triton.jit
 def _sigmoid(u):
     return 1.0 / (1.0 + tl.exp2(u * -_LOG2E))
+
+
+@triton.jit
+def _normal_distribution(z):
+    a = tl.abs(z)
+    p = a * -1.2560565210151253e-06 + 2.0940347894793376e-05
+    p = p * a - 0.00010260142153128982
+    p = p * a - 0.0003255116462241858
+    p = p * a + 0.007288691587746143
+    p = p * a - 0.05263585224747658
+    p = p * a - 0.45916748046875
+    p = p * a - 1.1511095762252808
+    tail = tl.exp2(p * a - 0.9999999403953552)
+    return tl.where(z < 0.0, tail, 1.0 - tail)
 
 
 @triton.jit
@@ -57,7 +74,7 @@ def _gelu_fwd_kernel(
     if TANH:  # (1 + tanh(u)) / 2 is the logistic function of 2u
         y = z * _sigmoid(z * (z * z * _TANH_3 + _TANH_1))
     else:
-        y = 0.5 * z * (1.0 + tl.erf(z * _SQRT_HALF))
+        y = z * _normal_distribution(z)
     tl.store(y_ptr + at * C + col[None, :], y, mask=inside)
 
 
@@ -95,7 +112,7 @@ def _gelu_bwd_kernel(
             dx = dy * (p + z * p * (1.0 - p) * slope)
         else:
             density = _INV_SQRT_2PI * tl.exp2(z * z * (-0.5 * _LOG2E))
-            dx = dy * (0.5 + 0.5 * tl.erf(z * _SQRT_HALF) + z * density)
+            dx = dy * (_normal_distribution(z) + z * density)
         if NEED_DX:
             tl.store(dx_ptr + at * C + col[None, :], dx, mask=inside)
         if NEED_DBIAS:
@@ -133,7 +150,7 @@ def gelu_fwd(x: Tensor, bias: Tensor | None, approximate: str, *, out: tuple[Ten
         with on_device(x):
             _gelu_fwd_kernel[(triton.cdiv(R, ROWS), triton.cdiv(C, BLOCK_C))](
                 x_RC, None if bias is None else bias.contiguous(), y, x_RC.stride(0), R, C,
-                HAS_BIAS=bias is not None, TANH=approximate == "tanh", ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=num_warps,
+                HAS_BIAS=bias is not None, TANH=approximate == "tanh", ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=num_warps, **FUSION,
             )  # fmt: skip
     return (y,)
 
@@ -164,7 +181,7 @@ def gelu_bwd(
         _gelu_bwd_kernel[(P, triton.cdiv(C, BLOCK_C))](
             dy_RC, x_RC, None if bias is None else bias.contiguous(), dx, parts, dy_RC.stride(0), x_RC.stride(0), R, C,
             HAS_BIAS=bias is not None, NEED_DX=dx is not None, NEED_DBIAS=dbias is not None,
-            TANH=approximate == "tanh", ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=num_warps,
+            TANH=approximate == "tanh", ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=num_warps, **FUSION,
         )  # fmt: skip
         if dbias is not None and parts is not None:
             sum_parts(parts, dbias)

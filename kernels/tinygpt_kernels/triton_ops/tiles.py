@@ -6,12 +6,11 @@ Chosen from compiled code (bfloat16, Triton 3.9), not yet from timings on a GPU:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .common import INTERPRETING, next_power_of_2
+from .common import FUSION, INTERPRETING, architecture, next_power_of_2
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,64 @@ class Tile:
     def options(self, D: int) -> dict[str, int]:
         """What a launch takes."""
         return {"BLOCK_D": block_d(D), "BLOCK_T": self.BLOCK_T, "BLOCK_S": self.BLOCK_S, "num_warps": self.num_warps,
-                "num_stages": self.num_stages}  # fmt: skip
+                "num_stages": self.num_stages, **FUSION}  # fmt: skip
 
 
-# (kernel, architecture, bytes per element): tile by BLOCK_D
+_FWD, _DQ, _DKDV = "attention_fwd", "attention_bwd_dq", "attention_bwd_dkdv"
+
+# (kernel, row of architectures, bytes per element): tile by head dim, padded to a power of two. Beside each the non-MMA instructions
+# per unit of its unmasked loop, and the registers, in bfloat16 and causal, Triton 3.9; spill is 0 everywhere. What was left:
+# 128 x 64 at D = 64 spilled 28 to 40 bytes with 4 warps; 64 x 128 keys by queries at D = 128 spilled 32 to 88 on both machines.
 TILES: dict[tuple[str, int, int], dict[int, Tile]] = {
-    ("attention_fwd", 80, 2): {64: Tile(128, 128, 8, 3), 128: Tile(128, 64, 8, 3)},
-    ("attention_bwd_dq", 80, 2): {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 4, 2)},
-    ("attention_bwd_dkdv", 80, 2): {64: Tile(32, 128, 4, 2), 128: Tile(32, 64, 4, 2)},
-    ("attention_fwd", 90, 2): {64: Tile(128, 128, 8, 3, True), 128: Tile(128, 128, 8, 2, True)},
-    ("attention_bwd_dq", 90, 2): {64: Tile(64, 128, 4, 2, True), 128: Tile(128, 128, 8, 2, True)},
-    ("attention_bwd_dkdv", 90, 2): {64: Tile(64, 64, 4, 2, True), 128: Tile(32, 128, 8, 2, True)},
-}
+    (_FWD, 80, 2): {
+        32: Tile(128, 128, 8, 2),  # 6.2, 192
+        64: Tile(128, 128, 8, 3),  # 3.91, 207
+        128: Tile(128, 64, 8, 3),  # 3.12, 225
+        256: Tile(64, 32, 8, 2),  # 4.81, 185; 64 keys need 104 KB, more than sm_86 and sm_89 have
+    },
+    (_DQ, 80, 2): {
+        32: Tile(64, 64, 4, 2),  # 4.27, 168
+        64: Tile(128, 64, 8, 2),  # 2.44, 186
+        128: Tile(64, 64, 4, 2),  # 1.74, 255
+        256: Tile(32, 32, 4, 2),  # 2.11, 177
+    },
+    (_DKDV, 80, 2): {
+        32: Tile(32, 128, 4, 2),  # 3.84, 242
+        64: Tile(32, 128, 4, 2),  # 2.35, 255
+        128: Tile(32, 64, 4, 2),  # 2.12, 253
+        256: Tile(32, 32, 8, 1),  # 2.51, 172
+    },
+    (_FWD, 90, 2): {
+        32: Tile(64, 128, 4, 3, tma=True),  # 6.80, 168, three blocks an SM
+        64: Tile(128, 128, 8, 3, tma=True),  # 3.62, 208
+        128: Tile(128, 128, 8, 2, tma=True),  # 1.98, 231; without descriptors 2.21 and a spill of 24
+        256: Tile(128, 64, 8, 2, tma=True),  # 1.73, 243
+    },
+    (_DQ, 90, 2): {
+        32: Tile(64, 128, 4, 2, tma=True),  # 4.09, 178
+        64: Tile(64, 128, 4, 2, tma=True),  # 2.13, 223
+        128: Tile(128, 128, 8, 2, tma=True),  # 1.16, 250
+        256: Tile(32, 32, 4, 2),
+    },
+    (_DKDV, 90, 2): {
+        32: Tile(64, 64, 4, 2, tma=True),  # 4.53, 169
+        64: Tile(64, 64, 4, 2, tma=True),  # 2.31, 212
+        128: Tile(32, 128, 8, 2, tma=True),  # 1.96, 218
+        256: Tile(32, 32, 8, 1),
+    },
+    # float32 without tensor cores: a thread holds whole rows of both factors, so tiles are small.
+    (_FWD, 80, 4): {64: Tile(32, 32, 4, 2), 128: Tile(32, 16, 4, 2), 256: Tile(16, 16, 8, 1)},
+    (_DQ, 80, 4): {64: Tile(32, 32, 4, 2), 128: Tile(32, 16, 4, 2), 256: Tile(16, 16, 8, 2)},
+    (_DKDV, 80, 4): {
+        32: Tile(32, 32, 4, 2),
+        64: Tile(16, 32, 4, 1),  # 32 queries spilled 1072 bytes on sm_90
+        128: Tile(16, 32, 4, 1),
+        256: Tile(16, 16, 8, 1),
+    },
+}  # fmt: skip
+
+# Rows of at most 64 queries, a character model's context: a tile of 128 would compute one half for nothing.
+SHORT: dict[str, Tile] = {_FWD: Tile(64, 64, 4, 2), _DQ: Tile(64, 64, 4, 2), _DKDV: Tile(32, 64, 4, 2)}
 
 # The interpreter's cost is per program and operation, whatever the size.
 INTERPRETED = Tile(128, 128, 4, 1)
@@ -48,21 +93,18 @@ def choose(kernel: str, device: torch.device, dtype: torch.dtype, D: int, T: int
     """The tile for T queries a row on this device."""
     if INTERPRETING:
         return INTERPRETED
-    return shipped(kernel, architecture(device), dtype.itemsize, D)
+    return shipped(kernel, architecture(device), dtype.itemsize, D, T)
 
 
-def shipped(kernel: str, arch: int, itemsize: int, D: int) -> Tile:
-    """The tile of the tables."""
-    table = TILES.get((kernel, arch, itemsize)) or TILES[kernel, 80, itemsize]
-    return table[min(width for width in table if width >= block_d(D))]
-
-
-@lru_cache
-def architecture(device: torch.device) -> int:
-    """The row of the tables: 90 for Hopper, 80 for everything else."""
-    if torch.version.cuda is None:
-        return 80
-    return 90 if torch.cuda.get_device_capability(device)[0] == 9 else 80
+def shipped(kernel: str, arch: int | str, itemsize: int, D: int, T: int) -> Tile:
+    """The tile of the tables. arch: compute capability times ten, or AMD's name of a target."""
+    if itemsize == 2 and T <= 64 and D <= 128:
+        return SHORT[kernel]
+    table = TILES[kernel, 90 if itemsize == 2 and arch in (90, 100, 103) else 80, itemsize]
+    tile = table[min(width for width in table if width >= block_d(D))]
+    if isinstance(arch, str):  # 64 KB of shared memory a block
+        return Tile(min(64, tile.BLOCK_T), min(64, tile.BLOCK_S), 4, 1)
+    return tile
 
 
 def block_d(D: int) -> int:
@@ -79,7 +121,9 @@ def describable(x: Tensor) -> bool:
     """Whether a tensor descriptor can stand for x [B, rows, heads, D]: 16-byte steps, and a D that is not padded."""
     size = x.element_size()
     return (
-        x.data_ptr() % 16 == 0 and all(s * size % 16 == 0 and s > 0 for s in x.stride()[:3]) and x.shape[3] == block_d(x.shape[3])
+        x.data_ptr() % 16 == 0
+        and all(s * size % 16 == 0 and s > 0 for s in x.stride()[:3])
+        and x.shape[3] == block_d(x.shape[3])
     )
 
 
