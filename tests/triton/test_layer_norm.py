@@ -21,7 +21,11 @@ class Counting:
 @pytest.fixture
 def counted(monkeypatch):
     kernels = {}
-    for home, name in ((module, "_layer_norm_fwd_kernel"), (module, "_layer_norm_bwd_kernel"), (common, "_sum_parts_kernel")):
+    for home, name in (
+        (module, "_layer_norm_fwd_kernel"),
+        (module, "_layer_norm_bwd_kernel"),
+        (common, "_sum_parts_kernel"),
+    ):
         kernels[name] = Counting(getattr(home, name))
         monkeypatch.setattr(home, name, kernels[name])
     return lambda: [k.launches for k in kernels.values()]

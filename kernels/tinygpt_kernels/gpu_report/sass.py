@@ -37,7 +37,9 @@ class Instruction:
     def tensor_core(self) -> bool:
         """Whether a tensor core executes it."""
         return (
-            self.name in _MMA or self.name.endswith("GMMA") or (self.name.startswith("UTC") and self.name.endswith("MMA"))
+            self.name in _MMA
+            or self.name.endswith("GMMA")
+            or (self.name.startswith("UTC") and self.name.endswith("MMA"))
         )
 
     @property

@@ -96,18 +96,24 @@ def _decode(D: int) -> Entry:
     return Entry(f"decode_attention D={D}", launch, {})
 
 
-def _attention(D: int, T: int = 1024, dtype: torch.dtype = _BF16, **options: Any) -> Entry:
+def _attention(
+    D: int,
+    T: int = 1024,
+    dtype: torch.dtype = _BF16,
+    causal: bool = True,
+    lengths: bool = False,
+    dropout_p: float = 0.0,
+) -> Entry:
     def launch() -> None:
         qkv = torch.empty(2, T, 6, D, dtype=dtype)
-        lengths = torch.zeros(2, dtype=torch.int64) if options.get("lengths") else None
-        p = options.get("dropout_p", 0.0)
-        arguments = (qkv, lengths, torch.zeros(1, dtype=torch.int64) if p else None)
-        settings = (2, 2, options.get("causal", True), None, p)
-        y, lse = attention.attention_qkv_fwd(*arguments, *settings)
-        attention.attention_qkv_bwd(y, *arguments, y, lse, *settings)
+        kv_lengths = torch.zeros(2, dtype=torch.int64) if lengths else None
+        seed = torch.zeros(1, dtype=torch.int64) if dropout_p else None
+        y, lse = attention.attention_qkv_fwd(qkv, kv_lengths, seed, 2, 2, causal, None, dropout_p)
+        attention.attention_qkv_bwd(y, qkv, kv_lengths, seed, y, lse, 2, 2, causal, None, dropout_p)
 
-    named = "".join(f" {name}={value}" for name, value in options.items())
-    return Entry(f"attention D={D}{'' if T == 1024 else f' T={T}'} {str(dtype)[6:]}{named}", launch, {})
+    options = {"T": T != 1024 and T, "full": not causal, "lengths": lengths, "dropout": dropout_p}
+    named = "".join(f" {name}" if value is True else f" {name}={value}" for name, value in options.items() if value)
+    return Entry(f"attention D={D} {str(dtype)[6:]}{named}", launch, {})
 
 
 MEMORY_BOUND = (
@@ -119,8 +125,8 @@ OTHERS = (
     *(_attention(D) for D in (16, 32, 80, 256)),
     *(_attention(D, dtype=torch.float32) for D in (32, 64, 128, 256)),
     *(_attention(D, T=64) for D in (32, 64, 128)),
-    *(_attention(D, **{name: value}) for D in (64, 128) for name, value in
-      (("causal", False), ("lengths", True), ("dropout_p", 0.1))),
+    *(_attention(D, causal=False) for D in (64, 128)), *(_attention(D, lengths=True) for D in (64, 128)),
+    *(_attention(D, dropout_p=0.1) for D in (64, 128)),
     _norm(384, False), _norm(1023, False), _norm(16384, False), _decode(64), _decode(128),
 )  # fmt: skip
 

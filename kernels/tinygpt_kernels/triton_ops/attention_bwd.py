@@ -251,8 +251,9 @@ def attention_bwd(
                 gradient.zero_()
         return
     scale, arguments = common_arguments(q, k, kv_lengths, seed, causal, scale, dropout_p)
-    by_query = tiles.choose("attention_bwd_dq", q.device, q.dtype, D, T)
-    by_key = tiles.choose("attention_bwd_dkdv", q.device, q.dtype, D, T)
+    plain = not dropout_p and kv_lengths is None and tiles.describable(q, k, v, do)
+    by_query = tiles.choose("attention_bwd_dq", q, T, plain=plain)
+    by_key = tiles.choose("attention_bwd_dkdv", q, T, plain=plain)
     assert by_query.BLOCK_T % by_key.BLOCK_T == 0, (by_query, by_key)  # dkdv reads what dq has written, in whole tiles
     padded = triton.cdiv(T, by_query.BLOCK_T) * by_query.BLOCK_T
     delta, lse2 = torch.empty(2, B, H, padded, dtype=torch.float32, device=q.device)
@@ -263,18 +264,16 @@ def attention_bwd(
                 for name, x in tensors.items() for i, axis in enumerate(axes[name])}  # fmt: skip
 
     with on_device(q):
-        tma = by_query.tma and kv_lengths is None and tiles.describable(k) and tiles.describable(v)
         _attention_bwd_dq_kernel[(B * H, padded // by_query.BLOCK_T)](
-            q, *(tiles.described(x, tma, by_query.BLOCK_S) for x in (k, v)), out, do, lse, dq, delta, lse2,
+            q, *(tiles.described(x, by_query.tma, by_query.BLOCK_S) for x in (k, v)), out, do, lse, dq, delta, lse2,
             **strides(q=q, k=k, v=v, do=do, dq=dq), scale=scale,
-            NEED_DQ=dq is not None, TMA=tma, **arguments, **by_query.options(D),
+            NEED_DQ=dq is not None, TMA=by_query.tma, **arguments, **by_query.options(D),
         )  # fmt: skip
         if dk is None and dv is None:
             return
         dk, dv = (torch.empty_like(x) if gradient is None else gradient for gradient, x in ((dk, k), (dv, v)))
-        tma = by_key.tma and tiles.describable(q) and tiles.describable(do)
         _attention_bwd_dkdv_kernel[(B * K, triton.cdiv(S, by_key.BLOCK_S))](
-            tiles.described(q, tma, by_key.BLOCK_T), k, v, tiles.described(do, tma, by_key.BLOCK_T), dk, dv, delta, lse2,
+            tiles.described(q, by_key.tma, by_key.BLOCK_T), k, v, tiles.described(do, by_key.tma, by_key.BLOCK_T), dk, dv, delta, lse2,
             **strides(q=q, k=k, v=v, do=do, dk=dk, dv=dv), padded=padded, scale=scale,
-            TMA=tma, **arguments, **by_key.options(D),
+            TMA=by_key.tma, **arguments, **by_key.options(D),
         )  # fmt: skip

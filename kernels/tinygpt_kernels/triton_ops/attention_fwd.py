@@ -223,14 +223,14 @@ def attention_fwd(
     if not out[0].numel():
         return out
     scale, arguments = common_arguments(q, k, kv_lengths, seed, causal, scale, dropout_p)
-    tile = tiles.choose("attention_fwd", q.device, q.dtype, D, T)
-    tma = tile.tma and kv_lengths is None and tiles.describable(k) and tiles.describable(v)
+    plain = not dropout_p and kv_lengths is None and tiles.describable(k, v)
+    tile = tiles.choose("attention_fwd", q, T, plain=plain)
     with on_device(q):
         _attention_fwd_kernel[(B * H, triton.cdiv(T, tile.BLOCK_T))](
-            q, *(tiles.described(x, tma, tile.BLOCK_S) for x in (k, v)), *out,
+            q, *(tiles.described(x, tile.tma, tile.BLOCK_S) for x in (k, v)), *out,
             **{f"stride_{name}{axis}": x.stride(i) for name, x in (("q", q), ("k", k), ("v", v))
                for i, axis in enumerate("bth" if name == "q" else "bsh")},
             # The kernel takes the largest score before it scales: a negative scale turns q's sign, and 0 is very small.
-            scale=abs(scale) or 1e-30, NEGATIVE=scale < 0, TMA=tma, **arguments, **tile.options(D),
+            scale=abs(scale) or 1e-30, NEGATIVE=scale < 0, TMA=tile.tma, **arguments, **tile.options(D),
         )  # fmt: skip
     return out

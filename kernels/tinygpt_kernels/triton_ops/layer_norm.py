@@ -152,8 +152,9 @@ def _layer_norm_bwd_kernel(
         xhat_a = tl.load(x_ptr + at * stride_xr + a[None, :], mask=here_a, other=0.0).to(tl.float32)
         xhat_a = (xhat_a - mean) * rstd
         dy_a = tl.load(dy_ptr + at * stride_dyr + a[None, :], mask=here_a, other=0.0).to(tl.float32)
-        g_a = dy_a * weight_a[None, :]
-        along, level = tl.sum(g_a * xhat_a, 1), tl.sum(g_a, 1)
+        if NEED_DX:
+            g_a = dy_a * weight_a[None, :]
+            along, level = tl.sum(g_a * xhat_a, 1), tl.sum(g_a, 1)
         if NEED_DWEIGHT:
             dweight_a += tl.sum(dy_a * xhat_a, 0)
         if NEED_DBIAS:
@@ -162,9 +163,10 @@ def _layer_norm_bwd_kernel(
             xhat_b = tl.load(x_ptr + at * stride_xr + b[None, :], mask=here_b, other=0.0).to(tl.float32)
             xhat_b = (xhat_b - mean) * rstd
             dy_b = tl.load(dy_ptr + at * stride_dyr + b[None, :], mask=here_b, other=0.0).to(tl.float32)
-            g_b = dy_b * weight_b[None, :]
-            along += tl.sum(g_b * xhat_b, 1)
-            level += tl.sum(g_b, 1)
+            if NEED_DX:
+                g_b = dy_b * weight_b[None, :]
+                along += tl.sum(g_b * xhat_b, 1)
+                level += tl.sum(g_b, 1)
             if NEED_DWEIGHT:
                 dweight_b += tl.sum(dy_b * xhat_b, 0)
             if NEED_DBIAS:
@@ -286,13 +288,16 @@ def _backward(
     P = min(triton.cdiv(R, options["ROWS"]), processors(x.device) * max(4, 12 // options.get("num_warps", 12)))
     P = min(P, max(processors(x.device), R // 32))
     parts = torch.empty(2, P, C, dtype=torch.float32, device=x.device)
+    # A row of 16384 and its sums do not fit the registers of one block together: then there are two passes over x and dy.
+    wanted = [(dx, None, None), (None, dweight, dbias)] if options["BLOCK_A"] > 8192 else [(dx, dweight, dbias)]
     with on_device(x):
-        _layer_norm_bwd_kernel[(P,)](
-            dy_RC, dh_RC, x_RC, weight.contiguous(), mean, rstd, dx, parts[0], parts[1],
-            dy_RC.stride(0), dh_RC.stride(0), x_RC.stride(0), R, C, HAS_DH=dh is not None,
-            NEED_DX=dx is not None, NEED_DWEIGHT=dweight is not None, NEED_DBIAS=dbias is not None,
-            EXACT=options["BLOCK_A"] + options["BLOCK_B"] == C, **options,
-        )  # fmt: skip
+        for want_dx, want_dweight, want_dbias in wanted:
+            _layer_norm_bwd_kernel[(P,)](
+                dy_RC, dh_RC, x_RC, weight.contiguous(), mean, rstd, want_dx, parts[0], parts[1],
+                dy_RC.stride(0), dh_RC.stride(0), x_RC.stride(0), R, C, HAS_DH=dh is not None,
+                NEED_DX=want_dx is not None, NEED_DWEIGHT=want_dweight is not None, NEED_DBIAS=want_dbias is not None,
+                EXACT=options["BLOCK_A"] + options["BLOCK_B"] == C, **options,
+            )  # fmt: skip
         for part, sums in zip(parts, (dweight, dbias), strict=True):
             if sums is not None:
                 sum_parts(part, sums)

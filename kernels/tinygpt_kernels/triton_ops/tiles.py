@@ -5,7 +5,7 @@ Chosen from compiled code (bfloat16, Triton 3.9), not yet from timings on a GPU:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,23 +85,43 @@ TILES: dict[tuple[str, int, int], dict[int, Tile]] = {
 # Rows of at most 64 queries, a character model's context: a tile of 128 would compute one half for nothing.
 SHORT: dict[str, Tile] = {_FWD: Tile(64, 64, 4, 2), _DQ: Tile(64, 64, 4, 2), _DKDV: Tile(32, 64, 4, 2)}
 
+# What needs registers of its own: dropout's random numbers, per-row lengths, a padded head dim, pointers in place of descriptors
+# on sm_90. With the tiles above, such calls spilled 4 to 668 bytes; with these none does.
+TIGHT: dict[str, dict[int, Tile]] = {
+    _FWD: {64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 4, 2)},
+    _DQ: {64: Tile(128, 32, 8, 2), 128: Tile(64, 32, 4, 2)},
+    _DKDV: {64: Tile(32, 64, 8, 2), 128: Tile(32, 64, 8, 2)},
+}
+
 # The interpreter's cost is per program and operation, whatever the size.
 INTERPRETED = Tile(128, 128, 4, 1)
 
 
-def choose(kernel: str, device: torch.device, dtype: torch.dtype, D: int, T: int) -> Tile:
-    """The tile for T queries a row on this device."""
+def choose(kernel: str, x: Tensor, T: int, *, plain: bool) -> Tile:
+    """The tile of a kernel for tensors like x [B, rows, heads, D] and T queries a row.
+
+    Args:
+        plain: there is neither dropout nor a length per row, and tensor descriptors can stand for the tensors.
+    """
     if INTERPRETING:
         return INTERPRETED
-    return shipped(kernel, architecture(device), dtype.itemsize, D, T)
+    D, arch = x.shape[3], architecture(x.device)
+    return shipped(kernel, arch, x.dtype.itemsize, D, T, plain)
 
 
-def shipped(kernel: str, arch: int | str, itemsize: int, D: int, T: int) -> Tile:
+def shipped(kernel: str, arch: int | str, itemsize: int, D: int, T: int, plain: bool = True) -> Tile:
     """The tile of the tables. arch: compute capability times ten, or AMD's name of a target."""
-    if itemsize == 2 and T <= 64 and D <= 128:
+    width = block_d(D)
+    row = 90 if itemsize == 2 and arch in (90, 100, 103) else 80
+    if itemsize == 2 and width <= 128 and not plain:
+        table = TIGHT[kernel]
+    elif itemsize == 2 and T <= 64 and width <= 128:
         return SHORT[kernel]
-    table = TILES[kernel, 90 if itemsize == 2 and arch in (90, 100, 103) else 80, itemsize]
-    tile = table[min(width for width in table if width >= block_d(D))]
+    else:
+        table = TILES[kernel, row, itemsize]
+    tile = table[min(w for w in table if w >= width)]
+    if not plain:
+        tile = replace(tile, tma=False)
     if isinstance(arch, str):  # 64 KB of shared memory a block
         return Tile(min(64, tile.BLOCK_T), min(64, tile.BLOCK_S), 4, 1)
     return tile
@@ -117,13 +137,13 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def describable(x: Tensor) -> bool:
-    """Whether a tensor descriptor can stand for x [B, rows, heads, D]: 16-byte steps, and a D that is not padded."""
-    size = x.element_size()
-    return (
+def describable(*tensors: Tensor) -> bool:
+    """Whether tensor descriptors can stand for tensors [B, rows, heads, D]: 16-byte steps, and a D that is not padded."""
+    return all(
         x.data_ptr() % 16 == 0
-        and all(s * size % 16 == 0 and s > 0 for s in x.stride()[:3])
+        and all(s * x.element_size() % 16 == 0 and s > 0 for s in x.stride()[:3])
         and x.shape[3] == block_d(x.shape[3])
+        for x in tensors
     )
 
 
