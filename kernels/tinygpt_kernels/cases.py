@@ -118,7 +118,7 @@ def _attention_qkv(B: int, T: int, H: int, K: int, D: int, **options: Any) -> Ca
 
 
 def _losses(
-    R: int, V: int, C: int | None, *, ignored: int = 0, scale: float = 3.0, **options: Any
+    R: int, V: int, C: int | None, *, ignored: int = 0, scale: float = 3.0, view: str = "", **options: Any
 ) -> Callable[[Draw], Any]:
     def make(draw: Draw) -> Any:
         keywords = dict(options)
@@ -131,7 +131,7 @@ def _losses(
                 "ignore_index", -100
             )
         if C is None:
-            return (draw.normal(R, V, scale=scale), targets), keywords
+            return (_viewed(draw, (R, V), view) if view else draw.normal(R, V, scale=scale), targets), keywords
         return (draw.normal(R, C), draw.normal(V, C, scale=scale * C**-0.5), targets), keywords
 
     return make
@@ -194,9 +194,13 @@ CASES: tuple[Case, ...] = (
     Case("layer_norm", "3x17x65 every second", _layer_norm((3, 17), 65, view="every second")),
     Case("layer_norm", "3x17x64 transposed", _layer_norm((3, 17), 64, view="transposed")),
     Case("layer_norm", "5x4096", _layer_norm((5,), 4096)),
+    Case("layer_norm", "9x300", _layer_norm((9,), 300)),
+    Case("layer_norm", "9x1536", _layer_norm((9,), 1536)),
+    Case("layer_norm", "3x16384", _layer_norm((3,), 16384)),
     Case("layer_norm", "no rows", _layer_norm((0,), 64)),
     Case("add_layer_norm", "2x3x65", _add_layer_norm((2, 3), 65)),
     Case("add_layer_norm", "33x384 no bias", _add_layer_norm((33,), 384, bias=False)),
+    Case("add_layer_norm", "17x768", _add_layer_norm((17,), 768)),
     Case("attention", "causal 1x1", _attention(1, 1, 1, 1, 1, 32, causal=True)),
     Case("attention", "causal 17", _attention(2, 17, 17, 3, 3, 32, causal=True)),
     Case("attention", "full 63x65", _attention(2, 63, 65, 2, 2, 64, causal=False)),
@@ -207,6 +211,19 @@ CASES: tuple[Case, ...] = (
     Case("attention", "kv_lengths causal", _attention(3, 65, 65, 2, 2, 32, causal=True, lengths=[65, 63, 1])),
     Case("attention", "strided, scaled", _attention(2, 33, 33, 2, 2, 80, causal=True, strided=True, scale=0.3)),
     Case("attention", "dropout causal 65", _attention(2, 65, 65, 2, 2, 32, causal=True, dropout_p=0.2)),
+    Case("attention", "D16 causal 63", _attention(1, 63, 63, 2, 2, 16, causal=True)),
+    Case("attention", "D96 full 17x129", _attention(1, 17, 129, 2, 1, 96, causal=False)),
+    Case("attention", "D128 causal 65x129", _attention(1, 65, 129, 1, 1, 128, causal=True)),
+    Case("attention", "D256 causal 17", _attention(1, 17, 17, 2, 1, 256, causal=True)),
+    Case("attention", "D20 negative scale", _attention(1, 33, 33, 2, 2, 20, causal=True, scale=-0.2)),
+    Case("attention", "scale 0", _attention(1, 17, 17, 1, 1, 32, causal=True, scale=0.0)),
+    Case(
+        "attention",
+        "grouped dropout with kv_lengths",
+        _attention(2, 17, 33, 4, 2, 32, causal=True, dropout_p=0.5, lengths=[33, 9]),
+    ),
+    Case("attention", "no keys", _attention(1, 5, 0, 1, 1, 32, causal=False)),
+    Case("attention", "no rows", _attention(0, 5, 5, 2, 2, 32, causal=True)),
     Case("attention_qkv", "1x1", _attention_qkv(1, 1, 2, 2, 32, causal=True)),
     Case("attention_qkv", "12x64", _attention_qkv(2, 64, 4, 4, 32, causal=True)),
     Case("attention_qkv", "129 grouped", _attention_qkv(1, 129, 4, 2, 64, causal=True)),
@@ -215,10 +232,13 @@ CASES: tuple[Case, ...] = (
     Case("attention_qkv", "dropout 65", _attention_qkv(2, 65, 2, 2, 32, causal=True, dropout_p=0.1)),
     Case("decode_attention", "1 of 1", _decode(1, 1, 2, 2, 32, [1]), differentiable=False),
     Case("decode_attention", "3x65 grouped", _decode(3, 65, 4, 2, 64, [65, 17, 1]), differentiable=False),
+    Case("decode_attention", "2x700 D80, one empty", _decode(2, 700, 3, 3, 80, [700, 0]), differentiable=False),
     Case("gelu", "1x1", lambda draw: ((draw.normal(1, 1),), {})),
     Case("gelu", "17x65", lambda draw: ((draw.normal(17, 65, scale=3.0),), {})),
     Case("gelu", "2x17x512 tanh", lambda draw: ((draw.normal(2, 17, 512, scale=3.0),), {"approximate": "tanh"})),
     Case("gelu", "17x129 bias", lambda draw: ((draw.normal(17, 129), draw.normal(129)), {})),
+    Case("gelu", "65x640 bias tanh", lambda draw: ((draw.normal(65, 640), draw.normal(640)), {"approximate": "tanh"})),
+    Case("gelu", "no rows", lambda draw: ((draw.normal(0, 64), draw.normal(64)), {})),
     Case("gelu", "63x64 every second", lambda draw: ((_viewed(draw, (63, 64), "every second"),), {})),
     Case("embedding", "1x1", _embedding(1, 1, 7, 16)),
     Case("embedding", "3x17", _embedding(3, 17, 65, 48)),
@@ -230,6 +250,10 @@ CASES: tuple[Case, ...] = (
     Case("cross_entropy", "63x128 padded", _losses(63, 128, None, vocab=97, ignored=5)),
     Case("cross_entropy", "63x65 denominator", _losses(63, 65, None, ignored=20, denominator=[111.0])),
     Case("cross_entropy", "17x65 all ignored", _losses(17, 65, None, ignored=17)),
+    Case("cross_entropy", "5x1", _losses(5, 1, None)),
+    Case("cross_entropy", "5x9 padded", _losses(5, 9, None, vocab=7)),
+    Case("cross_entropy", "7x5003 smoothed, ignored", _losses(7, 5003, None, ignored=2, label_smoothing=0.1)),
+    Case("cross_entropy", "17x129 rows apart", _losses(17, 129, None, view="rows apart")),
     Case("cross_entropy", "17x65 large logits", _losses(17, 65, None, scale=80.0, ignored=3, ignore_index=3)),
     Case("linear_cross_entropy", "1x17x65", _losses(1, 65, 17)),
     Case("linear_cross_entropy", "129x64x97 ignored", _losses(129, 97, 64, ignored=30)),

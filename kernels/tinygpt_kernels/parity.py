@@ -9,6 +9,7 @@ in the 2-norm, and no element may be off by more than ten times that bound relat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -103,7 +104,9 @@ def _truth(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tenso
     # PyTorch's own op; where it has none (a seeded mask), the reference in this dtype is what there is to compare with.
     peer = "torch" if reason("torch", call_of(op, case, dtype, device)) is None else "reference"
     theirs = results(case, op.on(peer), dtype, device)
-    return oracle, {name: 2 * _distance(theirs[name], truth)[0] + FLOORS[dtype] for name, truth in oracle.items()}
+    bounds = {name: 2 * _distance(theirs[name], truth)[0] + FLOORS[dtype] for name, truth in oracle.items()}
+    assert all(map(math.isfinite, bounds.values())), f"{op.name} {case}: {peer} is no measure, its errors are {bounds}"
+    return oracle, bounds
 
 
 def call_of(op: Op, case: Case, dtype: torch.dtype, device: str = "cpu") -> Call:
