@@ -211,6 +211,7 @@ CASES: tuple[Case, ...] = (
     Case("attention", "kv_lengths causal", _attention(3, 65, 65, 2, 2, 32, causal=True, lengths=[65, 63, 1])),
     Case("attention", "strided, scaled", _attention(2, 33, 33, 2, 2, 80, causal=True, strided=True, scale=0.3)),
     Case("attention", "dropout causal 65", _attention(2, 65, 65, 2, 2, 32, causal=True, dropout_p=0.2)),
+    Case("attention", "full 17x300", _attention(1, 17, 300, 2, 2, 32, causal=False)),
     Case("attention", "D16 causal 63", _attention(1, 63, 63, 2, 2, 16, causal=True)),
     Case("attention", "D96 full 17x129", _attention(1, 17, 129, 2, 1, 96, causal=False)),
     Case("attention", "D128 causal 65x129", _attention(1, 65, 129, 1, 1, 128, causal=True)),

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from tinygpt import atomic
-from tinygpt.data import cache_directory, clear_cache, list_cache, prepare
+from tinygpt.data import clear_cache, list_cache, prepare
 from tinygpt.errors import UserError
 from tinygpt.tokenizers.char import CharTokenizer
+from tinygpt_kernels.userdir import cache_directory
 
 TEXT = "to be, or not to be: that is the question\n" * 400
 

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from .. import __version__
 from ..errors import UserError
@@ -58,24 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(argv: Sequence[str]) -> Callable[[], int]:
     """Check a command line, and return what carries it out."""
-    from .arguments import Eval, Generate, Train, parse
+    from .arguments import Backends, Eval, Generate, GpuReport, Train, Tune, parse
 
     command = parse(argv)
-    if isinstance(command, Train):
-        from .train import plan as plan_train
-
-        return plan_train(command)
-    if isinstance(command, Generate):
-        from .generate import plan as plan_generate
-
-        return plan_generate(command)
-    if isinstance(command, Eval):
-        from .evaluate import plan as plan_eval
-
-        return plan_eval(command)
-    from .backends import plan as plan_backends
-
-    return plan_backends(command)
+    module = {
+        Train: "train", Generate: "generate", Eval: "evaluate", Backends: "backends", GpuReport: "gpu_report", Tune: "tune",
+    }[type(command)]  # fmt: skip
+    plan: Callable[[], int] = import_module(f".{module}", __name__).plan(command)
+    return plan
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -105,13 +105,62 @@ class Backends:
     """Print JSON."""
 
 
-Command: TypeAlias = Train | Generate | Eval | Backends
+@dataclass(frozen=True)
+class GpuReport:
+    """Compile Triton kernels for GPUs that need not be here; read their machine code.
+
+    Without a kernel: this project's own.
+    """
+
+    kernels: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="FILE:KERNEL ...", help_behavior_hint="(default: this project's own)")
+    ] = ()
+    """Kernels by file and name, for example my.py:add_kernel."""
+    args: Annotated[_Words, arg(metavar="NAME=TYPE|VALUE ...", help_behavior_hint="(repeatable)")] = ()
+    """A kernel's arguments: a type, *bf16:16 (a pointer divisible by 16), i32, i32:16 or fp32, or a constant. For example
+    x_ptr=*bf16:16 n=i32:16 BLOCK=1024."""
+    arch: Annotated[tuple[str, ...], arg(metavar="ARCH ...")] = ("80", "90")
+    """Compute capabilities times ten, or AMD's names: 80 90 100 gfx942."""
+    warps: Annotated[int, arg(metavar="N")] = 4
+    """Warps of a block, for a kernel of your own."""
+    stages: Annotated[int, arg(metavar="N")] = 3
+    """Pipeline stages, for a kernel of your own."""
+    every: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Of the project's kernels, every kind of call they are shipped for, not only the main ones."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON, one object per line as kernels are compiled."""
+
+
+@dataclass(frozen=True)
+class Tune:
+    """Measure attention's tiles on this GPU and keep the fastest of them.
+
+    Nothing needs this: without it the shipped tables serve.
+    """
+
+    head_dim: Annotated[tuple[int, ...], arg(metavar="D ...")] = (64, 128)
+    """Head dimensions to measure."""
+    dtype: Annotated[str, arg(metavar="NAME")] = "bfloat16"
+    """bfloat16, float16 or float32."""
+    length: Annotated[tuple[int, ...], arg(metavar="T ...")] = (64, 1024)
+    """Tokens a row; rows of at most 64 have tiles of their own."""
+    device: Annotated[str, arg(metavar="DEVICE")] = "cuda"
+    """cuda or cuda:1."""
+    list: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Show what was measured, on whatever GPU, and measure nothing."""
+    clear: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Delete what was measured; the shipped tables serve again."""
+
+
+Command: TypeAlias = Train | Generate | Eval | Backends | GpuReport | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Backends, subcommand("backends")]
+    | Annotated[GpuReport, subcommand("gpu-report")]
+    | Annotated[Tune, subcommand("tune")]
 )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .batches import consecutive_batches, random_batch, random_batches
-    from .cache import cache_directory, clear_cache, list_cache
+    from .cache import clear_cache, list_cache
     from .corpus import Corpus, prepare, require_blocks
 
 _HOME = {
@@ -23,13 +23,11 @@ _HOME = {
     "random_batch": "batches",
     "random_batches": "batches",
     "consecutive_batches": "batches",
-    "cache_directory": "cache",
     "clear_cache": "cache",
     "list_cache": "cache",
 }
 __all__ = [
     "Corpus",
-    "cache_directory",
     "clear_cache",
     "consecutive_batches",
     "list_cache",

@@ -19,12 +19,13 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tinygpt_kernels.userdir import cache_directory
 
 from .. import atomic
 from ..errors import UserError
@@ -76,17 +77,6 @@ class CacheEntry:
     kind: str
     name: str
     bytes: int
-
-
-def cache_directory() -> Path:
-    """Where prepared text lives: $TINYGPT_CACHE, else tinygpt in the platform's cache directory."""
-    if chosen := os.environ.get("TINYGPT_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "tinygpt"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tinygpt"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinygpt"
 
 
 def cache_key(values: object) -> str:

@@ -5,11 +5,14 @@ Chosen from compiled code (bfloat16, Triton 3.9), not yet from timings on a GPU:
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from . import common
 from .common import FUSION, INTERPRETING, architecture, next_power_of_2
 
 
@@ -29,7 +32,7 @@ class Tile:
                 "num_stages": self.num_stages, **FUSION}  # fmt: skip
 
 
-_FWD, _DQ, _DKDV = "attention_fwd", "attention_bwd_dq", "attention_bwd_dkdv"
+KERNELS = _FWD, _DQ, _DKDV = "attention_fwd", "attention_bwd_dq", "attention_bwd_dkdv"
 
 # (kernel, row of architectures, bytes per element): tile by head dim, padded to a power of two. Beside each the non-MMA instructions
 # per unit of its unmasked loop, and the registers, in bfloat16 and causal, Triton 3.9; spill is 0 everywhere. What was left:
@@ -96,6 +99,8 @@ TIGHT: dict[str, dict[int, Tile]] = {
 # The interpreter's cost is per program and operation, whatever the size.
 INTERPRETED = Tile(128, 128, 4, 1)
 
+_forced: dict[str, Tile] = {}
+
 
 def choose(kernel: str, x: Tensor, T: int, *, plain: bool) -> Tile:
     """The tile of a kernel for tensors like x [B, rows, heads, D] and T queries a row.
@@ -103,10 +108,27 @@ def choose(kernel: str, x: Tensor, T: int, *, plain: bool) -> Tile:
     Args:
         plain: there is neither dropout nor a length per row, and tensor descriptors can stand for the tensors.
     """
+    if _forced:
+        return _forced.get(kernel, INTERPRETED)
     if INTERPRETING:
         return INTERPRETED
+    if plain and common.pretended is None:
+        from .tuning import lookup
+
+        if tile := lookup(kernel, x, T):
+            return tile
     D, arch = x.shape[3], architecture(x.device)
     return shipped(kernel, arch, x.dtype.itemsize, D, T, plain)
+
+
+@contextmanager
+def forced(by_kernel: Mapping[str, Tile]) -> Iterator[None]:
+    """Make `choose` give these tiles: to measure and to test them."""
+    _forced.update(by_kernel)
+    try:
+        yield
+    finally:
+        _forced.clear()
 
 
 def shipped(kernel: str, arch: int | str, itemsize: int, D: int, T: int, plain: bool = True) -> Tile:
