@@ -39,7 +39,7 @@ def test_fifty_steps_follow_the_reference(tmp_path, backend):
         assert trainer.kernels.served()["layer_norm"] == ("cpp",)
 
 
-def test_three_steps_in_triton_follow_the_reference_and_triton_itself_ran(tmp_path, monkeypatch):
+def test_five_steps_with_nothing_but_triton_equal_the_reference(tmp_path, monkeypatch):
     from tinygpt_kernels.triton_ops import layer_norm as module
 
     launched = []
@@ -52,12 +52,21 @@ def test_three_steps_in_triton_follow_the_reference_and_triton_itself_ran(tmp_pa
                 return kernel[grid]
 
         monkeypatch.setattr(module, name, Counting())
-    ours, trainer = losses(small(tmp_path, backend="triton"), 3)
-    reference, _ = losses(small(tmp_path, backend="reference"), 3)
-    assert max(abs(a - b) for a, b in zip(ours, reference, strict=True)) < 1e-3
-    assert trainer.kernels.served()["layer_norm"] == ("triton",)
-    # five norms a pass, three steps, and the trial before them
-    assert launched.count("_layer_norm_fwd_kernel") == launched.count("_layer_norm_bwd_kernel") == 5 * 4
+    ours, trainer = losses(small(tmp_path, "strict=true", backend="triton"), 5)
+    reference, plain = losses(small(tmp_path, backend="reference"), 5)
+    assert max(abs(a - b) for a, b in zip(ours, reference, strict=True)) < 1e-4
+    for (name, mine), theirs in zip(trainer.model.named_parameters(), plain.model.parameters(), strict=True):
+        assert (mine - theirs).abs().max() < 1e-4, name
+    assert set(trainer.kernels.served().values()) == {("triton",)}
+    # five norms a pass, five steps, and the trial before them
+    assert launched.count("_layer_norm_fwd_kernel") == launched.count("_layer_norm_bwd_kernel") == 5 * 6
+
+
+def test_dropout_trains_on_a_strict_backend(tmp_path):
+    found, trainer = losses(small(tmp_path, "strict=true", "model.dropout=0.2", backend="triton"), 2)
+    again, _ = losses(small(tmp_path, "strict=true", "model.dropout=0.2", backend="triton"), 2)
+    assert found == again
+    assert trainer.kernels.served()["attention_qkv"] == ("triton",)
 
 
 def test_accumulated_microbatches_make_the_gradient_of_their_mean(tmp_path):

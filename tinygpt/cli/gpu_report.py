@@ -19,11 +19,6 @@ from .arguments import GpuReport, flat
 if TYPE_CHECKING:
     from tinygpt_kernels.gpu_report.compiled import Report
 
-_COLUMNS = {
-    "registers": "regs", "spill": "spill B", "shared": "shared KB", "resident_warps": "warps/SM",
-    "non_mma_per_unit": "non-MMA/unit", "per_byte": "instr/byte", "wide_share": "128-bit",
-}  # fmt: skip
-
 
 def plan(args: GpuReport) -> Callable[[], int]:
     """Check what needs no compiler, and return the report.
@@ -37,6 +32,7 @@ def plan(args: GpuReport) -> Callable[[], int]:
         raise UserError("--args describes a kernel of your own; name it as FILE:KERNEL")
     architectures = [_architecture(text) for text in args.arch]
     os.environ.pop(VARIABLE, None)  # an interpreted kernel cannot be compiled
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton's default, which warns that it will change
     return lambda: _report(args, kernels, arguments, architectures)
 
 
@@ -82,7 +78,9 @@ def _report(
                 json.dumps({"kernel": name, "arch": report.arch, "options": options} | figures, default=str), flush=True
             )
         return 0
-    _print_tables(found)
+    for name, report, figures in found:
+        _print(name, report, figures)
+    print(_LEGEND)
     return 0
 
 
@@ -117,42 +115,29 @@ def _others(
             yield name, report, report.figures()
 
 
-def _print_tables(found: Iterator[tuple[str, Report, dict[str, Any]]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    errors = Console(stderr=True)
-    rows: dict[int | str, list[tuple[str, Report, dict[str, Any]]]] = {}
-    with errors.status("compiling"):
-        for name, report, figures in found:
-            rows.setdefault(report.arch, []).append((name, report, figures))
-            if errors.is_terminal:
-                errors.print(f"[dim]{report.arch} {name}", highlight=False)
-    for arch, kernels in rows.items():
-        table = Table(title=str(arch) if isinstance(arch, str) else f"sm_{arch}", title_justify="left")
-        table.add_column("kernel")
-        table.add_column("tile, warps, stages")
-        for heading in _COLUMNS.values():
-            table.add_column(heading, justify="right")
-        for name, report, figures in kernels:
-            table.add_row(name, _tile(report), *(_shown(key, figures.get(key)) for key in _COLUMNS))
-        console.print(table)
-    console.print(
-        "warps/SM: what one processor holds. non-MMA/unit: other instructions per 4096 tensor-core operations of a warp, each loop. "
-        "instr/byte: thread-instructions per byte of device memory; an A100 issues 9.6, an H100 8.9 per byte it can move. "
-        "128-bit: share of the accesses that are that wide."
-    )
+_LEGEND = """
+warps per SM: what one processor holds of them.
+non-MMA per unit: other instructions per 4096 tensor-core operations of a warp, for each loop.
+per byte: thread-instructions per byte of device memory. An A100 issues 9.6 per byte it can move, an H100 8.9.
+128-bit: share of the accesses that are that wide."""
 
 
-def _tile(report: Report) -> str:
+def _print(name: str, report: Report, figures: dict[str, Any]) -> None:
+    arch = report.arch if isinstance(report.arch, str) else f"sm_{report.arch}"
     sizes = [str(v) for k, v in report.options.items() if k.startswith(("ROWS", "BLOCK")) and v and k != "BLOCK_D"]
-    return f"{'x'.join(sizes)}, {report.warps}, {report.options.get('num_stages', '-')}"
-
-
-def _shown(key: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if key == "shared":
-        return f"{value / 1024:.0f}"
-    return " ".join(f"{v:.2f}" for v in value) if isinstance(value, list) else str(value)
+    stages = report.options.get("num_stages")
+    how = [f"tile {'x'.join(sizes)}"] * bool(sizes) + [f"{report.warps} warps"] + [f"{stages} stages"] * bool(stages)
+    needs = [f"{report.registers} registers", f"spill {report.spill} B", f"shared {report.shared / 1024:.0f} KB",
+             f"{report.resident_warps} warps per SM"]  # fmt: skip
+    does = []
+    if "non_mma_per_unit" in figures:
+        does.append("non-MMA per unit " + " ".join(f"{v:.2f}" for v in figures["non_mma_per_unit"]))
+    if "tensor_core" in figures:
+        does.append(" ".join(figures["tensor_core"]))
+    if "per_byte" in figures:
+        does.append(f"per byte {figures['per_byte']:.2f}")
+    if "wide_share" in figures:
+        does.append(f"128-bit {figures['wide_share']:.2f}")
+    print(f"{arch}  {name}\n    {', '.join(how)}: {', '.join(needs)}", flush=True)
+    if does:
+        print(f"    {', '.join(does)}", flush=True)
