@@ -185,7 +185,14 @@ def _cells(device: str) -> dict[str, dict[str, Cell]]:
             answers = {call: dispatch.reason(name, call, anywhere=not implemented) for call in calls}
             reasons = {call: why for call, why in answers.items() if why is not None}
             refused = [why for call, why in reasons.items() if call.features == plain]
-            limits = {_options(call, plain): why for call, why in reasons.items() if call.features != plain}
+            # A call with two options may be refused for one of them, which a simpler call has told already.
+            limits = {
+                _options(call, plain): why
+                for call, why in reasons.items()
+                if call.features != plain
+                and not any(other != call and w == why and set(plain) < set(other.features) < set(call.features)
+                            for other, w in reasons.items())
+            }  # fmt: skip
             cells[op][name] = Cell(implemented, refused[0] if refused else None, limits)
     return cells
 

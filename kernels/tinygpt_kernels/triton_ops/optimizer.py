@@ -207,12 +207,31 @@ def _dense(lists: Sequence[Sequence[Tensor]]) -> bool:
     return all(t.is_contiguous() for tensors in lists for t in tensors)
 
 
+@torch.library.custom_op("tinygpt_kernels::adamw_triton", mutates_args=("params", "exp_avgs", "exp_avg_sqs"))
+def _adamw_operator(
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
+    step: int, lr: float, betas: Sequence[float], eps: float, weight_decay: float, grad_scale: float,
+) -> None:  # fmt: skip
+    adamw_(params, grads, exp_avgs, exp_avg_sqs, step, lr, (betas[0], betas[1]), eps, weight_decay, grad_scale)
+
+
+@torch.library.custom_op("tinygpt_kernels::clip_grad_norm_triton", mutates_args=("grads",))
+def _clip_operator(grads: Sequence[Tensor], max_norm: float) -> Tensor:
+    return clip_grad_norm_(grads, max_norm).clone()  # an operator may not return a view
+
+
+_clip_operator.register_fake(lambda grads, max_norm: grads[0].new_empty((), dtype=torch.float32))
+
+
 @torch.no_grad()
 def adamw_(
     params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
     step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, grad_scale: float,
 ) -> None:  # fmt: skip
     """ops.adamw_; see there."""
+    if torch.compiler.is_compiling():  # addresses cannot be traced; the operator is one node of the graph
+        _adamw_operator(params, grads, exp_avgs, exp_avg_sqs, step, lr, betas, eps, weight_decay, grad_scale)
+        return
     lists = (params, grads, exp_avgs, exp_avg_sqs)
     if not _dense(lists):
         p, g, m, v = packed = [[t.contiguous() for t in tensors] for tensors in lists]
@@ -236,6 +255,8 @@ def adamw_(
 @torch.no_grad()
 def clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     """ops.clip_grad_norm_; see there."""
+    if torch.compiler.is_compiling():
+        return _clip_operator(grads, max_norm)
     device = grads[0].device
     if not _dense([grads]):
         packed = [g.contiguous() for g in grads]
