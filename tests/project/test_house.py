@@ -36,7 +36,7 @@ def test_no_folder_of_a_package_is_called_triton():
     ] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "csrc/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "csrc/README.md", "kernels/README.md"])
 def test_pages_link_only_to_what_is_there(name):
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):

@@ -2,8 +2,8 @@
 
 # B batch, T query tokens, S key tokens, H query heads, K key/value heads, E = H + 2K, D head dim
 
-The kernels are in attention_fwd.py and attention_bwd.py, the tiles they work on in tiles.py, and README.md beside this file
-follows one tile from the equations to the machine code. Here: what the ops promise, in terms of those kernels.
+The kernels are in attention_fwd.py and attention_bwd.py, the tiles they work on in tiles.py, and kernels/README.md follows one
+tile from the equations to the machine code. Here: what the ops promise, in terms of those kernels.
 
 `attention_qkv` is the same kernels on three views of the packed projection, and its gradient three views of one buffer.
 """

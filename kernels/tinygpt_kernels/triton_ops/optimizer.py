@@ -256,16 +256,17 @@ def adamw_(
 def clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     """ops.clip_grad_norm_; see there."""
     if torch.compiler.is_compiling():
-        return _clip_operator(grads, max_norm)
+        found: Tensor = _clip_operator(grads, max_norm)
+        return found
     device = grads[0].device
     if not _dense([grads]):
         packed = [g.contiguous() for g in grads]
-        found = clip_grad_norm_(packed, max_norm)
+        norm = clip_grad_norm_(packed, max_norm)
         for g, copy in zip(grads, packed, strict=True):
             if g is not copy:
                 g.copy_(copy)
-        return found
-    norm, factor = torch.empty(2, dtype=torch.float32, device=device)
+        return norm
+    norm, factor = torch.empty(2, dtype=torch.float32, device=device).unbind()
     tables = [(*_table(group), _DTYPES[group[0][0].dtype]) for group in _groups(grads)]
     parts = torch.empty(sum(programs for _, _, programs, _ in tables), dtype=torch.float32, device=device)
     with on_device(grads[0]):
@@ -280,8 +281,7 @@ def clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
             _scale_kernel[(programs,)](
                 table, factor, programs, GRAD=dtype, ALIGNED=aligned, BLOCK=BLOCK, num_warps=4, **FUSION
             )
-    result: Tensor = norm
-    return result
+    return norm
 
 
 for _name, _fwd in (("adamw_", adamw_), ("clip_grad_norm_", clip_grad_norm_)):
