@@ -124,7 +124,8 @@ def _cross_entropy_fwd_kernel(
         shape: tl.constexpr = [ROWS, N, GROUP]
         top, total, plain = _accumulate(top, total, plain, tl.reshape(z, shape), tl.reshape(inside, shape), SMOOTHED)
     highest = tl.max(top, 1)
-    lse = highest + tl.log2(tl.sum(total * tl.exp2((top - highest[:, None]) * _LOG2E), 1)) * _LN2
+    scaled = total * tl.exp2((top - tl.where(live, highest, 0.0)[:, None]) * _LOG2E)
+    lse = highest + tl.log2(tl.where(live, tl.sum(scaled, 1), 1.0)) * _LN2
     loss = lse - (1.0 - smoothing) * chosen
     if SMOOTHED:
         loss -= smoothing * tl.sum(plain, 1) / vocab
