@@ -119,3 +119,10 @@ def test_there_is_no_silent_second_derivative():
     y = ops.layer_norm.on("triton")(x, weight, bias)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("C", [65, 768])
+def test_the_norm_of_a_sum_sees_the_sum_as_it_is_stored(C):
+    x, weight, bias = arguments(17, C, torch.bfloat16)
+    y, h = ops.add_layer_norm.on("triton")(x, torch.randn(17, C).bfloat16(), weight, bias)
+    assert torch.equal(y, ops.layer_norm.on("triton")(h, weight, bias))
