@@ -178,3 +178,24 @@ def test_a_fault_turns_its_case_red(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(bound, "_resolve", lambda *a: eager(op, impl, True))
     with pytest.raises(AssertionError, match="allowed"):
         parity.check(case, bound, torch.float32)
+
+
+def test_offsets_need_more_than_32_bits():
+    T, apart = 17, (1 << 31) + 64  # elements between the two rows of the batch; only the pages that are touched exist
+    memory = torch.empty(apart + T * 3 * 32, dtype=torch.float16)
+    qkv = memory.as_strided((2, T, 3, 32), (apart, 3 * 32, 32, 1))
+    qkv.copy_(torch.randn(2, T, 3, 32, generator=torch.Generator().manual_seed(0)))
+    ours, truth = (ops.attention_qkv.on(backend)(qkv, 1, 1) for backend in ("triton", "torch"))
+    torch.testing.assert_close(ours, truth, rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize(("setting", "dtype", "expected"), [
+    ("ieee", torch.float32, "ieee"), ("tf32", torch.float32, "tf32"), ("tf32", torch.bfloat16, "ieee")])  # fmt: skip
+def test_float32_is_multiplied_as_pytorchs_own_setting_says(setting, dtype, expected):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = setting
+    try:
+        assert tiles.precision(dtype) == expected
+    finally:
+        matmul.fp32_precision = before
