@@ -140,7 +140,7 @@ FAULTS = {
     "missing rescale of the total": ("fwd", "total = total * rescale +", "total = total +", "full 17x300"),
     "accumulated in bfloat16": (
         "fwd", "        top = new\n", "        top = new\n        acc = acc.to(tl.bfloat16).to(tl.float32)\n", "full 17x300"),
-    "swapped strides": ("fwd", 'enumerate("bth" if', 'enumerate("tbh" if', "causal 17"),
+    "swapped strides": ("fwd", "*q.stride()[:3], *k", "*q.stride()[1::-1], q.stride(2), *k", "causal 17"),
     "a length too long by one": ("fwd", "b).to(tl.int32), S)", "b).to(tl.int32) + 1, S)", "kv_lengths full"),
     "wrong key head of a group": ("fwd", "kv_head = h // GROUP", "kv_head = h % GROUP", "grouped causal 129"),
     "dropout keeps what it should drop": ("fwd", ">= threshold", "< threshold", "dropout causal 65"),

@@ -124,9 +124,15 @@ per byte: thread-instructions per byte of device memory. An A100 issues 9.6 per 
 
 def _print(name: str, report: Report, figures: dict[str, Any]) -> None:
     arch = report.arch if isinstance(report.arch, str) else f"sm_{report.arch}"
-    sizes = [str(v) for k, v in report.options.items() if k.startswith(("ROWS", "BLOCK")) and v and k != "BLOCK_D"]
+    options = dict(report.options)
+    if rest := options.pop("BLOCK_B", None):  # a row in two parts
+        options["BLOCK_A"] = f"({options['BLOCK_A']}+{rest})"
+    sizes = [str(v) for k, v in options.items() if k.startswith(("ROWS", "BLOCK")) and v and k != "BLOCK_D"]
     stages = report.options.get("num_stages")
-    how = [f"tile {'x'.join(sizes)}"] * bool(sizes) + [f"{report.warps} warps"] + [f"{stages} stages"] * bool(stages)
+    how = [f"tile {'x'.join(sizes)}"] if sizes else []
+    how.append(f"{report.warps} warps" if report.warps > 1 else "1 warp")
+    if stages:
+        how.append(f"{stages} stages")
     needs = [f"{report.registers} registers", f"spill {report.spill} B", f"shared {report.shared / 1024:.0f} KB",
              f"{report.resident_warps} warps per SM"]  # fmt: skip
     does = []

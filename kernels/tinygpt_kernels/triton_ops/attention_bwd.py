@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tiles
-from .attention_fwd import LOG2E, common_arguments, keep, load_tile
+from .attention_fwd import LOG2E, keep, load_tile, prepared
 from .common import on_device
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -250,30 +250,25 @@ def attention_bwd(
             if gradient is not None:
                 gradient.zero_()
         return
-    scale, arguments = common_arguments(q, k, kv_lengths, seed, causal, scale, dropout_p)
-    plain = not dropout_p and kv_lengths is None and tiles.describable(q, k, v, do)
+    lengths, scale, sizes, dropout, constants = prepared(q, k, kv_lengths, causal, scale, dropout_p)
+    plain = not dropout_p and lengths is None and tiles.describable(q, k, v, do)
     by_query = tiles.choose("attention_bwd_dq", q, T, plain=plain)
     by_key = tiles.choose("attention_bwd_dkdv", q, T, plain=plain)
     assert by_query.BLOCK_T % by_key.BLOCK_T == 0, (by_query, by_key)  # dkdv reads what dq has written, in whole tiles
-    padded = triton.cdiv(T, by_query.BLOCK_T) * by_query.BLOCK_T
-    delta, lse2 = torch.empty(2, B, H, padded, dtype=torch.float32, device=q.device)
-
-    def strides(**tensors: Tensor | None) -> dict[str, int]:
-        axes = {name: "bsh" if name[-1] in "kv" else "bth" for name in tensors}
-        return {f"stride_{name}{axis}": 0 if x is None else x.stride(i)
-                for name, x in tensors.items() for i, axis in enumerate(axes[name])}  # fmt: skip
-
+    padded = -(-T // by_query.BLOCK_T) * by_query.BLOCK_T
+    delta, lse2 = torch.empty(2, B, H, padded, dtype=torch.float32, device=q.device).unbind()
+    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
     with on_device(q):
+        k_in, v_in = (tiles.described(x, by_query.BLOCK_S) for x in (k, v)) if by_query.tma else (k, v)
         _attention_bwd_dq_kernel[(B * H, padded // by_query.BLOCK_T)](
-            q, *(tiles.described(x, by_query.tma, by_query.BLOCK_S) for x in (k, v)), out, do, lse, dq, delta, lse2,
-            **strides(q=q, k=k, v=v, do=do, dq=dq), scale=scale,
-            NEED_DQ=dq is not None, TMA=by_query.tma, **arguments, **by_query.options(D),
+            q, k_in, v_in, out, do, lse, dq, delta, lse2, lengths, seed, *strides, *(q if dq is None else dq).stride()[:3], *sizes,
+            scale, *dropout, NEED_DQ=dq is not None, **constants, **by_query.options(D),
         )  # fmt: skip
         if dk is None and dv is None:
             return
         dk, dv = (torch.empty_like(x) if gradient is None else gradient for gradient, x in ((dk, k), (dv, v)))
-        _attention_bwd_dkdv_kernel[(B * K, triton.cdiv(S, by_key.BLOCK_S))](
-            tiles.described(q, by_key.tma, by_key.BLOCK_T), k, v, tiles.described(do, by_key.tma, by_key.BLOCK_T), dk, dv, delta, lse2,
-            **strides(q=q, k=k, v=v, do=do, dk=dk, dv=dv), padded=padded, scale=scale,
-            TMA=by_key.tma, **arguments, **by_key.options(D),
+        q_in, do_in = (tiles.described(x, by_key.BLOCK_T) for x in (q, do)) if by_key.tma else (q, do)
+        _attention_bwd_dkdv_kernel[(B * K, -(-S // by_key.BLOCK_S))](
+            q_in, k, v, do_in, dk, dv, delta, lse2, lengths, seed, *strides, *dk.stride()[:3], *dv.stride()[:3], padded, *sizes,
+            scale, *dropout, **constants, **by_key.options(D),
         )  # fmt: skip

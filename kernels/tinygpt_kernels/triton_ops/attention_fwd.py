@@ -187,25 +187,19 @@ def _attention_fwd_kernel(
     tl.store(lse_ptr + head.to(tl.int64) * T + row, lse, mask=row < T)
 
 
-def common_arguments(
-    q: Tensor,
-    k: Tensor,
-    kv_lengths: Tensor | None,
-    seed: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    dropout_p: float,
-) -> tuple[float, dict[str, object]]:
-    """(scale, keyword arguments that the three attention kernels share)."""
-    D = q.shape[3]
-    return D**-0.5 if scale is None else scale, {
-        "lengths_ptr": None if kv_lengths is None else kv_lengths.to(q.device).contiguous(),
-        "seed_ptr": seed,
-        "threshold": round(dropout_p * 2**32), "inverse_keep": 1 / (1 - dropout_p),
-        "T": q.shape[1], "S": k.shape[1], "H": q.shape[2], "GROUP": q.shape[2] // k.shape[2],
-        "CAUSAL": causal, "HAS_LENGTHS": kv_lengths is not None, "DROPOUT": dropout_p > 0, "D": D,
+def prepared(
+    q: Tensor, k: Tensor, kv_lengths: Tensor | None, causal: bool, scale: float | None, dropout_p: float
+) -> tuple[Tensor | None, float, tuple[int, int, int], tuple[int, float], dict[str, object]]:
+    """What the three kernels share: lengths, scale, (T, S, H), (threshold, inverse_keep), constants."""
+    _, T, H, D = q.shape
+    S, K = k.shape[1:3]
+    lengths = None if kv_lengths is None else kv_lengths.to(q.device).contiguous()
+    constants: dict[str, object] = {
+        "GROUP": H // K, "CAUSAL": causal, "HAS_LENGTHS": lengths is not None, "DROPOUT": dropout_p > 0, "D": D,
         "PRECISION": tiles.precision(q.dtype),
     }  # fmt: skip
+    dropout = (round(dropout_p * 2**32), 1 / (1 - dropout_p))
+    return lengths, D**-0.5 if scale is None else scale, (T, S, H), dropout, constants
 
 
 def attention_fwd(
@@ -222,15 +216,14 @@ def attention_fwd(
         )
     if not out[0].numel():
         return out
-    scale, arguments = common_arguments(q, k, kv_lengths, seed, causal, scale, dropout_p)
-    plain = not dropout_p and kv_lengths is None and tiles.describable(k, v)
+    lengths, scale, sizes, dropout, constants = prepared(q, k, kv_lengths, causal, scale, dropout_p)
+    plain = not dropout_p and lengths is None and tiles.describable(k, v)
     tile = tiles.choose("attention_fwd", q, T, plain=plain)
+    k_in, v_in = (tiles.described(x, tile.BLOCK_S) for x in (k, v)) if tile.tma else (k, v)
     with on_device(q):
-        _attention_fwd_kernel[(B * H, triton.cdiv(T, tile.BLOCK_T))](
-            q, *(tiles.described(x, tile.tma, tile.BLOCK_S) for x in (k, v)), *out,
-            **{f"stride_{name}{axis}": x.stride(i) for name, x in (("q", q), ("k", k), ("v", v))
-               for i, axis in enumerate("bth" if name == "q" else "bsh")},
+        _attention_fwd_kernel[(B * H, -(-T // tile.BLOCK_T))](
+            q, k_in, v_in, *out, lengths, seed, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *sizes,
             # The kernel takes the largest score before it scales: a negative scale turns q's sign, and 0 is very small.
-            scale=abs(scale) or 1e-30, NEGATIVE=scale < 0, TMA=tile.tma, **arguments, **tile.options(D),
+            abs(scale) or 1e-30, *dropout, NEGATIVE=scale < 0, **constants, **tile.options(D),
         )  # fmt: skip
     return out

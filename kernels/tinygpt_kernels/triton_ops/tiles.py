@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Tile:
 
     def options(self, D: int) -> dict[str, int]:
         """What a launch takes."""
-        return {"BLOCK_D": block_d(D), "BLOCK_T": self.BLOCK_T, "BLOCK_S": self.BLOCK_S, "num_warps": self.num_warps,
+        return {"TMA": self.tma, "BLOCK_D": block_d(D), "BLOCK_T": self.BLOCK_T, "BLOCK_S": self.BLOCK_S, "num_warps": self.num_warps,
                 "num_stages": self.num_stages, **FUSION}  # fmt: skip
 
 
@@ -131,6 +132,7 @@ def forced(by_kernel: Mapping[str, Tile]) -> Iterator[None]:
         _forced.clear()
 
 
+@lru_cache(maxsize=1024)
 def shipped(kernel: str, arch: int | str, itemsize: int, D: int, T: int, plain: bool = True) -> Tile:
     """The tile of the tables. arch: compute capability times ten, or AMD's name of a target."""
     width = block_d(D)
@@ -161,18 +163,17 @@ def precision(dtype: torch.dtype) -> str:
 
 def describable(*tensors: Tensor) -> bool:
     """Whether tensor descriptors can stand for tensors [B, rows, heads, D]: 16-byte steps, and a D that is not padded."""
-    return all(
-        x.data_ptr() % 16 == 0
-        and all(s * x.element_size() % 16 == 0 and s > 0 for s in x.stride()[:3])
-        and x.shape[3] == block_d(x.shape[3])
-        for x in tensors
-    )
+    for x in tensors:
+        size = x.element_size()
+        b, t, h, _ = x.stride()
+        aligned = not ((x.data_ptr() | b * size | t * size | h * size) % 16) and b > 0 and t > 0 and h > 0
+        if not aligned or x.shape[3] != block_d(x.shape[3]):
+            return False
+    return True
 
 
-def described(x: Tensor, tma: bool, rows: int) -> object:
-    """x as a kernel takes it: a descriptor of tiles of `rows` rows of one head, or x itself."""
-    if not tma:
-        return x
+def described(x: Tensor, rows: int) -> object:
+    """A descriptor of x's tiles of `rows` rows of one head."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[3]])
