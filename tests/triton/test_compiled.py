@@ -120,7 +120,7 @@ def test_other_targets_compile(arch, tmp_path):
 @pytest.mark.parametrize("arch", ["80", "90"])
 def test_every_kind_of_call_compiles_without_a_spill(arch, tmp_path):
     found = report("--arch", arch, "--every", cache=tmp_path)
-    assert len(found) > 100
+    assert len(found) > 80
     assert [(r["kernel"], r["spill"]) for r in found if r["spill"]] == []
     assert [r["kernel"] for r in found if r["registers"] == 32 and r["spill"]] == []
 
