@@ -159,3 +159,13 @@ def test_a_rare_token_and_an_unused_one():
     tokens = torch.tensor([[0, 0, 0, 3]])
     ops.embedding.on("triton")(tokens, table).sum().backward()
     assert table.grad[:, 0].tolist() == [3.0, 0.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [5, -1, 1 << 40])
+def test_an_index_that_is_no_row_gives_nan_and_reads_nothing(bad):
+    table, position = torch.randn(5, 8), torch.randn(3, 8)
+    tokens, places = torch.tensor([[1, bad, 2]]), torch.tensor([[0, bad, 2]])
+    good = torch.tensor([[1, 0, 2]])
+    for x in (ops.embedding.on("triton")(tokens, table), ops.embedding.on("triton")(good, table, position, places)):
+        assert torch.isnan(x[0, 1]).all()
+        assert torch.isfinite(x[0, [0, 2]]).all()

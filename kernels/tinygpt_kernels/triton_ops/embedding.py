@@ -34,6 +34,8 @@ def _embedding_fwd_kernel(
     N,
     T,
     C,
+    V,
+    P,
     HAS_POSITION: tl.constexpr,
     HAS_POSITIONS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -43,13 +45,21 @@ def _embedding_fwd_kernel(
     col = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (place < N)[:, None] & (col < C)[None, :]
     row = tl.load(tokens_ptr + place, mask=place < N, other=0).to(tl.int64)
-    x = tl.load(token_ptr + row[:, None] * C + col[None, :], mask=inside, other=0.0).to(tl.float32) * scale
+    known = (row >= 0) & (row < V)
+    x = (
+        tl.load(token_ptr + row[:, None] * C + col[None, :], mask=inside & known[:, None], other=0.0).to(tl.float32)
+        * scale
+    )
     if HAS_POSITION:
         if HAS_POSITIONS:
             at = tl.load(positions_ptr + place, mask=place < N, other=0).to(tl.int64)
+            known = known & (at >= 0) & (at < P)
         else:
             at = (place % T).to(tl.int64)
-        x += tl.load(position_ptr + at[:, None] * C + col[None, :], mask=inside, other=0.0).to(tl.float32)
+        x += tl.load(position_ptr + at[:, None] * C + col[None, :], mask=inside & known[:, None], other=0.0).to(
+            tl.float32
+        )
+    x = tl.where(known[:, None], x, float("nan"))  # an index that is no row: nobody may overlook that
     tl.store(x_ptr + place.to(tl.int64)[:, None] * C + col[None, :], x, mask=inside)
 
 
@@ -94,6 +104,7 @@ def embedding_fwd(
             _embedding_fwd_kernel[(triton.cdiv(N, ROWS), triton.cdiv(C, BLOCK_C))](
                 tokens.contiguous(), token.contiguous(), None if position is None else position.contiguous(),
                 None if positions is None else positions.contiguous(), x, float(scale), N, tokens.shape[1], C,
+                token.shape[0], 0 if position is None else position.shape[0],
                 HAS_POSITION=position is not None, HAS_POSITIONS=positions is not None,
                 ROWS=ROWS, BLOCK_C=BLOCK_C, num_warps=4, **FUSION,
             )  # fmt: skip
