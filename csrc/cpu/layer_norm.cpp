@@ -10,8 +10,9 @@
 // the result does not depend on the number of threads, and long sums lose less. Narrow rows go by four, so that the
 // running sums are loaded and stored once for four.
 
+#include "kernels.h"
 #include "memory.h"
-#include "simd.h"
+#include "rows.h"
 #include "threads.h"
 
 namespace tinygpt::TINYGPT_ISA {
@@ -25,44 +26,6 @@ constexpr int64_t kChunk = 32;  // rows per chunk: few enough to share 768 rows 
 constexpr int64_t kMaxChunks = 64;
 
 using cpu::workspace;
-
-// A parameter vector as floats: itself, or a widened copy in `buffer`.
-template <class T>
-void widen_into(float* buffer, const void* source, int64_t n) {
-    const T* p = static_cast<const T*>(source);
-    int64_t c = 0;
-    for (; c + W <= n; c += W) store(buffer + c, load(p + c));
-    if (c < n) store_first(buffer + c, load_first(p + c, n - c), n - c);
-}
-
-const float* as_floats(float* buffer, const void* source, DType dtype, int64_t n) {
-    if (source == nullptr || dtype == DType::f32) return static_cast<const float*>(source);
-    dtype == DType::f16 ? widen_into<half>(buffer, source, n) : widen_into<bfloat>(buffer, source, n);
-    return buffer;
-}
-
-template <class T>
-void narrow_from(void* target, const float* source, int64_t n) {
-    T* p = static_cast<T*>(target);
-    int64_t c = 0;
-    for (; c + W <= n; c += W) store(p + c, load(source + c));
-    if (c < n) store_first(p + c, load_first(source + c, n - c), n - c);
-}
-
-void from_floats(void* target, const float* source, DType dtype, int64_t n) {
-    if (dtype == DType::f32) narrow_from<float>(target, source, n);
-    if (dtype == DType::f16) narrow_from<half>(target, source, n);
-    if (dtype == DType::bf16) narrow_from<bfloat>(target, source, n);
-}
-
-// Applies `body(load, store, c)` to every vector of a row of n elements, the incomplete one at its end included.
-template <class Body>
-inline void for_columns(int64_t n, Body body) {
-    int64_t c = 0;
-    for (; c + W <= n; c += W) body([](auto* p) { return load(p); }, [](auto* p, vf v) { store(p, v); }, c);
-    if (const int64_t rest = n - c)
-        body([=](auto* p) { return load_first(p, rest); }, [=](auto* p, vf v) { store_first(p, v, rest); }, c);
-}
 
 // Sums of `value(i, load, c)` along each of N rows (1 or 4): four chains of additions either way, four rows or four
 // parts of one, since one chain alone would wait four cycles for each addition.
@@ -131,6 +94,8 @@ void forward(const LayerNormFwd& a, const float* weight, const float* bias) {
     }
 }
 
+}  // namespace
+
 bool layer_norm_fwd(const LayerNormFwd& a) {
     float* buffer = workspace(2 * a.cols);
     if (buffer == nullptr) return false;
@@ -141,6 +106,8 @@ bool layer_norm_fwd(const LayerNormFwd& a) {
     if (a.dtype == DType::bf16) forward<bfloat>(a, weight, bias);
     return true;
 }
+
+namespace {
 
 // N <= 4 rows at once. own: the chunk's sums, dweight [cols] then dbias [cols], added to.
 template <int N, class T>
@@ -204,6 +171,8 @@ void backward(const LayerNormBwd& a, const float* weight, float* sums, int64_t c
     }
 }
 
+}  // namespace
+
 bool layer_norm_bwd(const LayerNormBwd& a) {
     int64_t chunks = (a.rows + kChunk - 1) / kChunk;
     chunks = chunks < 1 ? 1 : chunks > kMaxChunks ? kMaxChunks : chunks;
@@ -220,9 +189,5 @@ bool layer_norm_bwd(const LayerNormBwd& a) {
     if (a.dbias) from_floats(a.dbias, sums + a.cols, a.bias_dtype, a.cols);
     return true;
 }
-
-}  // namespace
-
-extern const CpuKernels cpu_kernels = {layer_norm_fwd, layer_norm_bwd};
 
 }  // namespace tinygpt::TINYGPT_ISA

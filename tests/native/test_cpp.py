@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from tinygpt_kernels import _C, native, ops, parity
 from tinygpt_kernels.cases import Case, Draw, cases
+from tinygpt_kernels.native import layer_norm
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -46,7 +47,7 @@ def test_every_width_around_a_vector(isa, name, C):
     for dtype in DTYPES if C > 2 else ():
         parity.check(Case("layer_norm", f"7x{C}", make), "cpp", dtype)
     x = torch.randn(7, C)
-    y, mean, _ = native.layer_norm_fwd(x, torch.ones(C), None, 1e-5)
+    y, mean, _ = layer_norm.layer_norm_fwd(x, torch.ones(C), None, 1e-5)
     torch.testing.assert_close(mean, x.mean(-1))
     torch.testing.assert_close(y, F.layer_norm(x, (C,)))
 
@@ -65,7 +66,7 @@ def test_half_precision_conversions_are_torchs_bit_for_bit(isa, name):
         every = every[torch.isfinite(every)]
         C = len(every)
         x = torch.zeros(1, C, dtype=dtype)  # xhat = 0 everywhere: y is the bias, widened and narrowed
-        y, _, _ = native.layer_norm_fwd(x, torch.ones(C, dtype=dtype), every, 1e-5)
+        y, _, _ = layer_norm.layer_norm_fwd(x, torch.ones(C, dtype=dtype), every, 1e-5)
         assert torch.equal(y[0].view(torch.int16) & 0x7FFF, every.view(torch.int16) & 0x7FFF)
         # float32 -> 16 bit, ties and limits included
         values = torch.cat(
@@ -73,7 +74,7 @@ def test_half_precision_conversions_are_torchs_bit_for_bit(isa, name):
         )
         values = values[torch.isfinite(values.to(dtype))]
         x = torch.zeros(1, len(values), dtype=dtype)
-        y, _, _ = native.layer_norm_fwd(x, torch.ones(len(values)), values, 1e-5)
+        y, _, _ = layer_norm.layer_norm_fwd(x, torch.ones(len(values)), values, 1e-5)
         assert torch.equal(y[0] + 0, values.to(dtype) + 0)
 
 
@@ -83,8 +84,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            y, mean, rstd = native.layer_norm_fwd(x, weight, bias, 1e-5)
-            found.append((y, mean, rstd, *native.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5)))
+            y, mean, rstd = layer_norm.layer_norm_fwd(x, weight, bias, 1e-5)
+            found.append((y, mean, rstd, *layer_norm.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5)))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -94,8 +95,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_torchs_openmp_is_the_only_one_in_the_process():
     code = (
-        "import torch; from tinygpt_kernels import native, _C; x = torch.randn(4096, 64);"
-        "native.layer_norm_fwd(x, torch.ones(64), None, 1e-5);"
+        "import torch; from tinygpt_kernels import _C; from tinygpt_kernels.native import layer_norm; x = torch.randn(4096, 64);"
+        "layer_norm.layer_norm_fwd(x, torch.ones(64), None, 1e-5);"
         "print(*sorted({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}), sep='\\n')"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -107,12 +108,12 @@ def test_torchs_openmp_is_the_only_one_in_the_process():
 def test_a_forked_child_computes_and_does_not_hang():
     # compared by NumPy: torch's own parallel operations would hang in the child
     code = (
-        "import os, sys, torch; from tinygpt_kernels import native\n"
+        "import os, sys, torch; from tinygpt_kernels.native import layer_norm\n"
         "x, w = torch.randn(4096, 256), torch.ones(256)\n"
-        "y = native.layer_norm_fwd(x, w, None, 1e-5)[0]\n"  # the parent's threads are running
+        "y = layer_norm.layer_norm_fwd(x, w, None, 1e-5)[0]\n"  # the parent's threads are running
         "pid = os.fork()\n"
         "if pid == 0:\n"
-        "    os._exit(0 if (native.layer_norm_fwd(x, w, None, 1e-5)[0].numpy() == y.numpy()).all() else 3)\n"
+        "    os._exit(0 if (layer_norm.layer_norm_fwd(x, w, None, 1e-5)[0].numpy() == y.numpy()).all() else 3)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
@@ -122,10 +123,10 @@ def test_other_python_threads_run_meanwhile():
     import threading
 
     x, w = torch.randn(20000, 512), torch.ones(512)
-    results, alone = [None] * 4, native.layer_norm_fwd(x, w, None, 1e-5)[0]
+    results, alone = [None] * 4, layer_norm.layer_norm_fwd(x, w, None, 1e-5)[0]
 
     def work(i):
-        results[i] = native.layer_norm_fwd(x, w, None, 1e-5)[0]
+        results[i] = layer_norm.layer_norm_fwd(x, w, None, 1e-5)[0]
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -141,11 +142,11 @@ def test_buffers_are_filled_whole_and_nothing_unwanted_is_made(R, needs):
     nan = float("nan")
     x, weight, bias, dy = torch.randn(R, 65), torch.randn(65), torch.randn(65), torch.randn(R, 65)
     out = (torch.full_like(x, nan), torch.full((R,), nan), torch.full((R,), nan))
-    y, mean, rstd = native.layer_norm_fwd(x, weight, bias, 1e-5, out=out)
+    y, mean, rstd = layer_norm.layer_norm_fwd(x, weight, bias, 1e-5, out=out)
     assert y is out[0]
     grads = tuple(torch.full_like(t, nan) if need else None for t, need in zip((x, weight, bias), needs, strict=True))
-    found = native.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5, needs=needs, out=grads)
-    fresh = native.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5, needs=needs)
+    found = layer_norm.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5, needs=needs, out=grads)
+    fresh = layer_norm.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5, needs=needs)
     for mine, made, need in zip(found, fresh, needs, strict=True):
         assert (mine is None) == (made is None) == (not need)
         assert mine is None or (torch.isfinite(mine).all() and torch.equal(mine, made))
@@ -153,17 +154,17 @@ def test_buffers_are_filled_whole_and_nothing_unwanted_is_made(R, needs):
 
 def test_gradients_of_any_strides_are_read_in_place_or_copied():
     x, weight, bias = torch.randn(5, 33), torch.randn(33), torch.randn(33)
-    _, mean, rstd = native.layer_norm_fwd(x, weight, bias, 1e-5)
+    _, mean, rstd = layer_norm.layer_norm_fwd(x, weight, bias, 1e-5)
     dense = torch.randn(5, 33)
     strided = torch.empty(5, 99)[:, 7:40].copy_(dense)
     transposed = dense.T.contiguous().T
-    expected = native.layer_norm_bwd(dense, x, weight, bias, mean, rstd, 1e-5)
+    expected = layer_norm.layer_norm_bwd(dense, x, weight, bias, mean, rstd, 1e-5)
     for dy in (strided, transposed):
-        found = native.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5)
+        found = layer_norm.layer_norm_bwd(dy, x, weight, bias, mean, rstd, 1e-5)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     one = torch.tensor(2.0).expand(5, 33)
     torch.testing.assert_close(
-        native.layer_norm_bwd(one, x, weight, bias, mean, rstd, 1e-5)[2], torch.full((33,), 10.0)
+        layer_norm.layer_norm_bwd(one, x, weight, bias, mean, rstd, 1e-5)[2], torch.full((33,), 10.0)
     )
 
 
@@ -178,13 +179,13 @@ def test_gradients_of_any_strides_are_read_in_place_or_copied():
 )
 def test_buffers_that_do_not_fit_are_refused_before_anything_is_written(change, message):
     with pytest.raises(ValueError, match=message):
-        native.layer_norm_fwd(torch.randn(3, 8), torch.ones(8), None, 1e-5, **change)
+        layer_norm.layer_norm_fwd(torch.randn(3, 8), torch.ones(8), None, 1e-5, **change)
 
 
 def test_statistics_of_another_call_are_refused():
     x, w = torch.randn(3, 8), torch.ones(8)
     with pytest.raises(ValueError, match="do not belong to x"):
-        native.layer_norm_bwd(x, x, w, None, torch.ones(2), torch.ones(3), 1e-5, needs=(True, True, False))
+        layer_norm.layer_norm_bwd(x, x, w, None, torch.ones(2), torch.ones(3), 1e-5, needs=(True, True, False))
 
 
 @pytest.mark.parametrize(
@@ -209,14 +210,14 @@ def test_the_module_refuses_what_would_write_out_of_bounds(arguments, message):
 
 def test_a_large_mean_costs_no_digits():
     x = torch.randn(64, 1023) + 1000
-    y, _, _ = native.layer_norm_fwd(x, torch.ones(1023), None, 1e-5)
+    y, _, _ = layer_norm.layer_norm_fwd(x, torch.ones(1023), None, 1e-5)
     exact = F.layer_norm(x.double(), (1023,))
     plain = F.layer_norm(x, (1023,))
     assert (y - exact).norm() <= 2 * (plain - exact).norm() + 2e-6 * exact.norm()
 
 
 def test_the_stub_says_what_the_module_has():
-    stub = ast.parse(Path(inspect.getfile(native)).with_name("_C.pyi").read_text())
+    stub = ast.parse(Path(inspect.getfile(ops)).with_name("_C.pyi").read_text())
     described = {f.name: [a.arg for a in f.args.args] for f in stub.body if isinstance(f, ast.FunctionDef)}
     public = [name for name in dir(_C) if not name.startswith("_")]
     assert sorted(described) == sorted(public)

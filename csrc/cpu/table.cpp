@@ -1,0 +1,10 @@
+#include "kernels.h"
+
+namespace tinygpt::TINYGPT_ISA {
+
+extern const CpuKernels cpu_kernels = {
+    layer_norm_fwd,
+    layer_norm_bwd,
+};
+
+}  // namespace tinygpt::TINYGPT_ISA

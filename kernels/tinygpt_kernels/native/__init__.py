@@ -1,0 +1,16 @@
+"""Backends `cpp` and `cuda`: the compiled module, and every check on what is handed to it; one file per family of kernels.
+
+The module sees raw pointers. What goes wrong in here with a wrong number is a wrong write, so these files make every tensor
+what the kernels expect (device, dtype, strides) before they pass an address.
+"""
+
+from ..dispatch import register_backend
+from . import layer_norm  # noqa: F401
+from .common import isa, missing
+
+__all__ = ["isa"]
+
+register_backend("cpp", lambda device_type: f"its extension {missing}" if missing else None)
+register_backend(
+    "cuda", lambda device_type: "this version of tinygpt holds no CUDA C++ kernels yet; use triton or torch"
+)

@@ -1,0 +1,60 @@
+"""What every launcher needs: the module or why it is missing, dtype codes, rows of a tensor, checks of buffers."""
+
+from __future__ import annotations
+
+import torch  # before the module: it brings the OpenMP runtime that the module then shares
+from torch import Tensor
+
+try:
+    from .. import _C
+
+    missing: str | None = None
+except ImportError as error:
+    if error.name == "tinygpt_kernels._C" or "cannot import name '_C'" in str(error):
+        missing = "is not built: install a C++ compiler (g++ or clang++), then run `pip install -e .` again"
+    else:
+        missing = f"is built but cannot be loaded: {error}; run `pip install -e .` again"
+
+CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+Buffers = tuple[Tensor | None, ...]  # a gradient per tensor argument of an op, None where nobody wants one
+
+
+def isa() -> str | None:
+    """The instruction set whose kernels serve: baseline, avx2 or avx512; None when the extension is missing."""
+    return None if missing else _C.isa()
+
+
+def rows(x: Tensor) -> tuple[Tensor, int]:
+    """`x` as [R, C] with contiguous rows, in place where strides allow, and the distance between rows."""
+    C = x.shape[-1]
+    if x.dim() == 2 and x.is_contiguous():
+        return x, C
+    flat = x.reshape(x.numel() // C, C)
+    if flat.stride(1) != 1 or flat.stride(0) < 0:
+        flat = flat.contiguous()
+    return flat, flat.stride(0)
+
+
+def address(x: Tensor | None) -> int:
+    """Where a tensor lies; 0 stands for an absent one."""
+    return 0 if x is None else x.data_ptr()
+
+
+def code(x: Tensor | None) -> int:
+    """The module's number for a tensor's dtype."""
+    return 0 if x is None else CODES[x.dtype]
+
+
+def fits(op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """`buffer`, if a kernel may fill it.
+
+    Raises:
+        ValueError: another shape, dtype or device, or not contiguous.
+    """
+    if buffer.shape != shape or buffer.dtype != dtype or buffer.device.type != "cpu" or not buffer.is_contiguous():
+        raise ValueError(
+            f"{op} on cpp: an out buffer must be {tuple(shape)} {dtype}, contiguous, on the CPU; "
+            f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
+        )
+    return buffer
