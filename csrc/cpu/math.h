@@ -6,8 +6,30 @@
 namespace tinygpt::TINYGPT_ISA {
 namespace {
 
-inline vf choose(vi condition, vf a, vf b) { return bits_as<vf>(select(condition, bits_as<vu>(a), bits_as<vu>(b))); }
-inline vf maximum(vf a, vf b) { return choose(a > b, a, b); }
+inline vf choose(vi condition, vf a, vf b) { return condition ? a : b; }
+
+// Where either is NaN the result is b. GCC makes two instructions of the conditional expression, x86 has one.
+#if defined(__AVX512F__)
+inline vf maximum(vf a, vf b) { return bits_as<vf>(_mm512_max_ps(bits_as<__m512>(a), bits_as<__m512>(b))); }
+inline vf minimum(vf a, vf b) { return bits_as<vf>(_mm512_min_ps(bits_as<__m512>(a), bits_as<__m512>(b))); }
+#elif defined(__AVX2__)
+inline vf maximum(vf a, vf b) { return bits_as<vf>(_mm256_max_ps(bits_as<__m256>(a), bits_as<__m256>(b))); }
+inline vf minimum(vf a, vf b) { return bits_as<vf>(_mm256_min_ps(bits_as<__m256>(a), bits_as<__m256>(b))); }
+#elif defined(__SSE2__)
+inline vf maximum(vf a, vf b) { return bits_as<vf>(_mm_max_ps(bits_as<__m128>(a), bits_as<__m128>(b))); }
+inline vf minimum(vf a, vf b) { return bits_as<vf>(_mm_min_ps(bits_as<__m128>(a), bits_as<__m128>(b))); }
+#else
+inline vf maximum(vf a, vf b) { return a > b ? a : b; }
+inline vf minimum(vf a, vf b) { return a < b ? a : b; }
+#endif
+
+// c[0] + c[1] x + c[2] x^2 + ...
+template <int N>
+inline vf polynomial(const float (&c)[N], vf x) {
+    vf p = splat(c[N - 1]);
+    for (int i = N - 2; i >= 0; --i) p = p * x + splat(c[i]);
+    return p;
+}
 
 // e^x. x = n ln 2 + r with |r| <= ln 2 / 2: a polynomial for e^r (Cephes' expf), and n goes into the exponent's bits.
 // ln 2 in two parts keeps r exact. Below -87.33 the result would be subnormal: 0 stands for it, as for -inf.
