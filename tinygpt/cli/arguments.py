@@ -106,6 +106,27 @@ class Backends:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Hold backends to float64, op by op, in the outputs and every gradient.
+
+    None may be twice as far off as PyTorch's own op is. Exit code 1 when one is.
+    """
+
+    op: Annotated[_Words, arg(metavar="OP ...", help_behavior_hint="(default: all)")] = ()
+    """Ops to check, for example attention layer_norm."""
+    backend: Annotated[
+        _Words, arg(metavar="NAME ...", help_behavior_hint="(default: all that serve here, but for interpreted ones)")
+    ] = ()
+    """Backends to check, your own among them; triton on a machine without a GPU is interpreted, which takes minutes."""
+    dtype: Annotated[_Words, arg(metavar="NAME ...", help_behavior_hint="(default: all three)")] = ()
+    """float32, float16 or bfloat16."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
+    """cpu, cuda or cuda:1."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON: every case, every tensor."""
+
+
+@dataclass(frozen=True)
 class GpuReport:
     """Compile Triton kernels for GPUs that need not be here; read their machine code.
 
@@ -152,13 +173,14 @@ class Tune:
     """Delete what was measured; the shipped tables serve again."""
 
 
-Command: TypeAlias = Train | Generate | Eval | Backends | GpuReport | Tune
+Command: TypeAlias = Train | Generate | Eval | Backends | Check | GpuReport | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Backends, subcommand("backends")]
+    | Annotated[Check, subcommand("check")]
     | Annotated[GpuReport, subcommand("gpu-report")]
     | Annotated[Tune, subcommand("tune")]
 )

@@ -43,7 +43,7 @@ def plan(args: Backends) -> Callable[[], int]:
 def tell_idle(spec: str, device: str) -> None:
     """Say on stderr why a backend that was asked for can serve nothing on a type of device, so that others will."""
     for name in sorted(parse_spec(spec).backends() - {"auto"}):
-        if why := _unavailable(name, device):
+        if why := unavailable(name, device):
             print(f"tinygpt: backend {name} will serve nothing on {device}: {why}", file=sys.stderr)
 
 
@@ -82,7 +82,7 @@ def _as_json(device: str) -> dict[str, object]:
         for op, row in _cells(device).items()
     }
     auto = {kind: {op: _auto(op, kind) for op in _calls(kind)} for kind in ("cpu", "cuda")}
-    return table | {"auto": auto, "backends": {name: _unavailable(name, device) for name in known_backends()}}
+    return table | {"auto": auto, "backends": {name: unavailable(name, device) for name in known_backends()}}
 
 
 def _print_device(console: Console, device: str) -> None:
@@ -116,7 +116,7 @@ def _legend(console: Console, device: str, notes: dict[str, int], limited: bool)
 
     rows = [("✓", "serves"), ("–", "has no such op; with --backend, torch serves it instead unless --strict")]
     rows += [(f"✗ {number}", reason) for reason, number in notes.items()]
-    absent = {name: why for name in known_backends() if (why := _unavailable(name, device)) and why not in notes}
+    absent = {name: why for name in known_backends() if (why := unavailable(name, device)) and why not in notes}
     rows += list(absent.items())
     if limited:
         limits: dict[tuple[str, str, str], list[str]] = {}
@@ -231,7 +231,7 @@ def _auto(op: str, device: str) -> list[str]:
     return list(dict.fromkeys(dispatch.choose(call, ("auto",), anywhere=absent).backend for call in plain))
 
 
-def _unavailable(name: str, device: str) -> str | None:
+def unavailable(name: str, device: str) -> str | None:
     """Why a backend can serve nothing at all on a type of device here; None when it can serve something."""
     from tinygpt_kernels import dispatch
 

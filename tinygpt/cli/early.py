@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tinygpt_kernels.interpreter import decide
-from tinygpt_kernels.spec import parse_spec
+from tinygpt_kernels.spec import known_backends, parse_spec, unknown
 
 from ..data.sources import Source, TextFile, find
 from ..errors import UserError
@@ -33,6 +33,41 @@ def settle_backend(text: str) -> bool:
     if notice:
         print(notice, file=sys.stderr)
     return notice is not None
+
+
+def find_backends(names: Sequence[str]) -> tuple[str, ...]:
+    """Check names of backends and, where `triton` is one and there is no GPU, turn Triton's interpreter on, saying so.
+
+    Raises:
+        UserError: an unknown backend; offers the nearest name.
+    """
+    find_names("backend", names, known_backends())
+    if notice := decide(names):
+        print(notice, file=sys.stderr)
+    return tuple(dict.fromkeys(names))
+
+
+def find_ops(names: Sequence[str]) -> tuple[str, ...]:
+    """Check names of ops, all where none is named. Imports torch, in whose terms ops are declared: only after `find_backends`.
+
+    Raises:
+        UserError: an unknown op; offers the nearest name.
+    """
+    from tinygpt_kernels.dispatch import all_ops
+
+    return find_names("op", names, all_ops()) or tuple(all_ops())
+
+
+def find_names(kind: str, names: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
+    """The names, each once, if all are known.
+
+    Raises:
+        UserError: one is not; offers the nearest.
+    """
+    for name in names:
+        if name not in known:
+            raise UserError(unknown(kind, name, known))
+    return tuple(dict.fromkeys(names))
 
 
 def find_readable(names: Sequence[str]) -> list[Source]:
