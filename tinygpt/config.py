@@ -117,6 +117,8 @@ class TrainingConfig:
     """auto: bfloat16 on a GPU that has it, float16 on one that has not, float32 on a CPU."""
     compile: bool = False
     """Run the model through torch.compile."""
+    autograd: bool = False
+    """Let autograd make the backward, where a step could be written out over buffers allocated once."""
     eval_every: int = 250
     """Steps between evaluations."""
     eval_batches: int = 20

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tinygpt_kernels import Kernels
 
 from .config import OptimConfig
+from .flat import Flat
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -28,6 +29,9 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 class AdamW:
     """AdamW over named parameters: matrices decay, vectors do not. Moments are at least float32.
 
+    Parameters and moments are moved into flat buffers, matrices first, so that a step is two calls over long rows. Gradients
+    are where autograd leaves them, until `flat_gradients` gives them a buffer too.
+
     The state is two tensors per parameter and one step count; `state_dict` holds nothing else, so that it can be loaded
     without running any code of the file's.
     """
@@ -35,33 +39,65 @@ class AdamW:
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, kernels: Kernels) -> None:
         self.config = config
         self.step_count = 0
-        self.parameters = {name: p for name, p in parameters if p.requires_grad}
-        self.exp_avgs = {name: _moment(p) for name, p in self.parameters.items()}
-        self.exp_avg_sqs = {name: _moment(p) for name, p in self.parameters.items()}
-        self._groups = [
-            ([n for n, p in self.parameters.items() if p.dim() >= 2], config.weight_decay),
-            ([n for n, p in self.parameters.items() if p.dim() < 2], 0.0),
-        ]
+        trained = [(name, p) for name, p in parameters if p.requires_grad]
+        self.parameters = dict(sorted(trained, key=lambda item: item[1].dim() < 2))
+        self._decayed = sum(p.dim() >= 2 for p in self.parameters.values())
+        shapes = {name: p.shape for name, p in self.parameters.items()}
+        first = next(iter(self.parameters.values()))
+        moment = torch.promote_types(first.dtype, torch.float32)
+        self._weights = Flat(shapes, first.dtype, first.device)
+        self._exp_avgs, self._exp_avg_sqs = (Flat(shapes, moment, first.device) for _ in range(2))
+        self._gradients: Flat | None = None
+        for name, view in self._weights.views.items():
+            view.copy_(self.parameters[name].detach())
+            self.parameters[name].data = view
+        self.exp_avgs, self.exp_avg_sqs = self._exp_avgs.views, self._exp_avg_sqs.views
         self._adamw, self._clip = kernels.adamw_, kernels.clip_grad_norm_
+
+    def flat_gradients(self) -> Flat:
+        """Keep gradients in one buffer from now on: who writes them (autograd adds) finds them as every parameter's `grad`."""
+        if self._gradients is None:
+            first = next(iter(self.parameters.values()))
+            self._gradients = Flat({n: p.shape for n, p in self.parameters.items()}, first.dtype, first.device)
+            for name, view in self._gradients.views.items():
+                self.parameters[name].grad = view
+        return self._gradients
 
     def clip(self) -> Tensor:
         """Scale gradients to the configured norm; returns the norm before, a scalar tensor."""
         limit = self.config.clip if self.config.clip is not None else math.inf
-        norm: Tensor = self._clip([p.grad for p in self.parameters.values()], limit)
+        flat = self._gradients
+        norm: Tensor = self._clip([flat.buffer] if flat else [p.grad for p in self.parameters.values()], limit)
         return norm
 
     def step(self, lr: float) -> None:
         """Update every parameter from its gradient."""
         self.step_count += 1
         c = self.config
-        for names, decay in self._groups:
-            if names:
-                self._adamw([self.parameters[n] for n in names], [self.parameters[n].grad for n in names],
-                            [self.exp_avgs[n] for n in names], [self.exp_avg_sqs[n] for n in names],
-                            step=self.step_count, lr=lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=decay)  # fmt: skip
+        for decay, lists in ((c.weight_decay, self._lists(True)), (0.0, self._lists(False))):
+            if lists[0] and lists[0][0].numel():
+                self._adamw(
+                    *lists, step=self.step_count, lr=lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=decay
+                )
+
+    def _lists(self, decayed: bool) -> tuple[list[Tensor], ...]:
+        """Parameters, gradients and both moments of the matrices, or of the vectors: one long tensor each where gradients are flat."""
+        names = list(self.parameters)
+        names = names[: self._decayed] if decayed else names[self._decayed :]
+        if self._gradients is None:
+            return ([self.parameters[n] for n in names], [_gradient(self.parameters[n]) for n in names],
+                    [self.exp_avgs[n] for n in names], [self.exp_avg_sqs[n] for n in names])  # fmt: skip
+        flats = (self._weights, self._gradients, self._exp_avgs, self._exp_avg_sqs)
+        boundary = next(iter(list(self.parameters)[self._decayed :]), None)
+        if decayed:
+            return tuple([flat.until(boundary)] for flat in flats)
+        return tuple([flat.since(boundary)] if boundary else [] for flat in flats)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
+        if self._gradients is not None:
+            self._gradients.buffer.zero_()
+            return
         for p in self.parameters.values():
             p.grad = None
 
@@ -69,8 +105,9 @@ class AdamW:
         """Step count and moments."""
         return {
             "step": self.step_count,
-            "exp_avgs": dict(self.exp_avgs),
-            "exp_avg_sqs": dict(self.exp_avg_sqs),
+            # Copies: a view would be written with the whole buffer behind it.
+            "exp_avgs": {name: moment.clone() for name, moment in self.exp_avgs.items()},
+            "exp_avg_sqs": {name: moment.clone() for name, moment in self.exp_avg_sqs.items()},
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -97,8 +134,9 @@ class AdamW:
                 moment.copy_(theirs[name])
 
 
-def _moment(p: nn.Parameter) -> Tensor:
-    return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), memory_format=torch.preserve_format)
+def _gradient(p: nn.Parameter) -> Tensor:
+    assert p.grad is not None
+    return p.grad
 
 
 class LossScale:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import preferences
+from .products import Products
 from .spec import BUILTIN, known_backends, plugins, unknown
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Backend:
 
     name: str
     unavailable: Callable[[str], str | None] = lambda device_type: None
+    products: Products | None = None
 
 
 impls: dict[tuple[str, str], Impl] = {}
@@ -113,9 +115,16 @@ _absent: dict[str, str] = {}  # backend -> why its module could not be imported
 ops: dict[str, Op] = {}
 
 
-def register_backend(name: str, unavailable: Callable[[str], str | None] | None = None) -> None:
-    """Announce a backend. `unavailable(device type)` gives the reason, with the remedy, why it cannot run here; None when it can."""
-    backends[name] = Backend(name, unavailable) if unavailable else Backend(name)
+def register_backend(
+    name: str, unavailable: Callable[[str], str | None] | None = None, products: Products | None = None
+) -> None:
+    """Announce a backend.
+
+    Args:
+        unavailable: given a device type, the reason, with the remedy, why the backend cannot run here; None when it can.
+        products: the backend's own matrix products for a step that is written out; None: PyTorch's.
+    """
+    backends[name] = Backend(name, unavailable or (lambda device_type: None), products)
 
 
 def register(impl: Impl) -> None:

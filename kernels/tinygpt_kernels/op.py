@@ -18,6 +18,7 @@ import torch
 
 from . import autograd, dispatch
 from .dispatch import Call, Impl, all_ops, choose
+from .products import Products
 from .spec import Spec, parse_spec, unknown
 
 _CACHE_LIMIT = 4096  # distinct calls a BoundOp remembers: generation with every length to 2048 fits, a leak does not
@@ -130,6 +131,21 @@ class BoundOp:
         """The implementation that these arguments would be served by."""
         return choose(self.op.call(*args, grad=grad, **kwargs), self.order)
 
+    def pair(self, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+        """`(fwd, bwd)` of the implementation that serves these arguments with gradients, for who drives kernels without autograd.
+
+        None: that implementation (backend `torch`) is differentiated by PyTorch's autograd alone.
+        """
+        impl = self.choose(*args, grad=True, **kwargs)
+        if impl.backend == "reference":
+            found = autograd.reference_pair(self.op)
+        elif impl.fwd is None or impl.bwd is None:
+            return None
+        else:
+            found = impl.fwd, impl.bwd
+        self.served.setdefault(impl.backend)
+        return found
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat = self._flatten(*args, **kwargs)
         if self.op.autocasts:
@@ -191,6 +207,11 @@ class Kernels:
 
         def __getattr__(self, name):
             raise AttributeError(unknown("op", name, all_ops()))
+
+    def products(self, x: torch.Tensor) -> Products:
+        """Matrix products for tensors like `x` [R, C]: of the backend that serves gelu there, whose epilogue they may hold."""
+        own = dispatch.backends[self.gelu.choose(x, grad=True).backend].products
+        return own if own is not None and own.serves(x) else Products()
 
     def served(self) -> dict[str, tuple[str, ...]]:
         """Which backends served each op that was called so far."""

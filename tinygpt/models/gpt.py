@@ -18,17 +18,21 @@ from ..config import ModelConfig
 
 
 class Norm(nn.Module):
-    """Layer norm over the channels."""
+    """Layer norm over the channels, of the residual stream with the branch that is added to it."""
 
     def __init__(self, width: int, bias: bool, kernels: Kernels) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-        self.layer_norm = kernels.layer_norm
+        self.layer_norm, self.add_layer_norm = kernels.layer_norm, kernels.add_layer_norm
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        y: Tensor = self.layer_norm(x_BTC, self.weight, self.bias)
-        return y
+    def forward(self, x_BTC: Tensor, branch_BTC: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(norm of the sum, the sum); the sum is x where no branch is to be added."""
+        if branch_BTC is None:
+            return self.layer_norm(x_BTC, self.weight, self.bias), x_BTC
+        # Under autocast branches are 16 bits wide and the stream is not.
+        y, h = self.add_layer_norm(branch_BTC.to(x_BTC.dtype), x_BTC, self.weight, self.bias)
+        return y, h
 
 
 class SelfAttention(nn.Module):
@@ -52,7 +56,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a GELU, four times as wide inside."""
+    """Two linear layers around a GELU, four times as wide inside; the first one's bias is added with the GELU."""
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
@@ -62,12 +66,17 @@ class FeedForward(nn.Module):
         self.gelu = kernels.gelu
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        y: Tensor = self.down(self.gelu(self.up(x_BTC), approximate=self.approximate))
+        wide = self.gelu(F.linear(x_BTC, self.up.weight), self.up.bias, approximate=self.approximate)
+        y: Tensor = self.down(wide)
         return y
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Each addition is left to the norm that follows it, one pass for both; so a block takes the stream and the branch that is
+    still to be added, and hands both on.
+    """
 
     def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
         super().__init__()
@@ -77,9 +86,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config, kernels)
         self.dropout = config.dropout
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        x_BTC = x_BTC + self._drop(self.attention(self.attention_norm(x_BTC)))
-        return x_BTC + self._drop(self.feed_forward(self.feed_forward_norm(x_BTC)))
+    def forward(self, x_BTC: Tensor, branch_BTC: Tensor | None) -> tuple[Tensor, Tensor]:
+        y_BTC, x_BTC = self.attention_norm(x_BTC, branch_BTC)
+        branch_BTC = self._drop(self.attention(y_BTC))
+        y_BTC, x_BTC = self.feed_forward_norm(x_BTC, branch_BTC)
+        return x_BTC, self._drop(self.feed_forward(y_BTC))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
@@ -159,9 +170,10 @@ class GPT(nn.Module):
         x_BTC = self.kernels.embedding(tokens_BT, self.token, self.position)
         if self.config.dropout and self.training:
             x_BTC = F.dropout(x_BTC, self.config.dropout)
+        branch_BTC: Tensor | None = None
         for block in self.blocks:
-            x_BTC = block(x_BTC)
-        y: Tensor = self.norm(x_BTC)
+            x_BTC, branch_BTC = block(x_BTC, branch_BTC)
+        y: Tensor = self.norm(x_BTC, branch_BTC)[0]
         return y
 
     def parameter_count(self) -> int:

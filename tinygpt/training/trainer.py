@@ -32,7 +32,7 @@ from ..generation import sample
 from ..models.gpt import GPT
 from ..optim import AdamW, LossScale, learning_rate
 from ..tokenizers import Tokenizer
-from . import machine
+from . import gradients, machine
 from .board import Board
 from .display import Display, Status
 from .evaluate import Evaluation, evaluate, random_estimate, subset_loss
@@ -99,7 +99,11 @@ class Trainer:
         self.model = GPT(config.model, self.tokenizer.vocab_size, self.kernels, generator=generator).to(self.device)
         self.optimizer = AdamW(self.model.named_parameters(), config.optim, self.kernels)
         self.loss_scale = LossScale(self.precision == torch.float16)
-        self.forward = torch.compile(self.model) if config.training.compile else self.model
+        self.gradients, why = gradients.choose(
+            self.model, self.optimizer, self.loss_scale, self.precision, config.training
+        )
+        if why:
+            display.note(f"gradients by autograd: {why}")
         self.step = 0
         self.val_loss: float | None = None
         self.signal: int | None = None
@@ -155,7 +159,6 @@ class Trainer:
         """One optimizer step; returns (loss, gradient norm before clipping) as tensors, so that a GPU need not wait."""
         c, block = self.config.training, self.config.model.block_size
         self._reseed()
-        self.optimizer.zero_grad()
         # Several microbatches make one mean: each divides its sum by the tokens of all.
         targets = c.accumulate * c.batch_size * block
         denominator = torch.tensor(float(targets), device=self.device) if c.accumulate > 1 else None
@@ -163,15 +166,10 @@ class Trainer:
         for micro in range(c.accumulate):
             x, y = random_batch(self.corpus.train, c.batch_size, block, seed=self.config.seed, step=self.step,
                                 micro=micro, device=self.device)  # fmt: skip
-            with machine.autocast(self.device, self.precision):
-                loss = self.forward(x, y, denominator)
-            (loss * self.loss_scale.scale if self.loss_scale.enabled else loss).backward()
-            total += loss.detach()
+            total += self.gradients(x, y, denominator, add=micro > 0)
         self.loss_scale.unscale(p.grad for p in self.optimizer.parameters.values())
         norm = self.optimizer.clip()
-        if (
-            self.device.type == "cpu"
-        ):  # elsewhere reading a number waits for the device: there it is read when it is logged
+        if self.device.type == "cpu":  # reading a number from elsewhere waits: there it is read when it is logged
             self._finite(total)
             self._finite(norm)
         if self.loss_scale.accepts(norm):
@@ -249,13 +247,11 @@ class Trainer:
         x, y = random_batch(self.corpus.train, self.config.training.batch_size, self.config.model.block_size,
                             seed=self.config.seed, step=0, device=self.device)  # fmt: skip
         self._reseed()
-        with machine.autocast(self.device, self.precision):
-            loss = self.model(x, y)
-        loss.backward()
-        gradients = [p.grad.clone() for p in self.optimizer.parameters.values() if p.grad is not None]
-        self.kernels.clip_grad_norm_(gradients, 1.0)
-        moments = [torch.zeros_like(g) for g in gradients]
-        self.kernels.adamw_([g.clone() for g in gradients], gradients, moments, [m.clone() for m in moments], step=1, lr=0.0,
+        self.gradients(x, y)
+        trial = [p.grad.clone() for p in self.optimizer.parameters.values() if p.grad is not None]
+        self.kernels.clip_grad_norm_(trial, 1.0)
+        moments = [torch.zeros_like(g) for g in trial]
+        self.kernels.adamw_([g.clone() for g in trial], trial, moments, [m.clone() for m in moments], step=1, lr=0.0,
                             betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)  # fmt: skip
         self.optimizer.zero_grad()
 
@@ -334,7 +330,11 @@ class Trainer:
         """What has to be the same for a resumed run to be the same bit for bit."""
         facts = machine.describe(self.device)
         served = {f"backend of {op}": "+".join(names) for op, names in self.served.items()}
-        return {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")} | served
+        return (
+            {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")}
+            | served
+            | {"gradients": self.gradients.name}
+        )
 
     def _title(self) -> str:
         m = self.config.model

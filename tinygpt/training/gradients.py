@@ -1,0 +1,50 @@
+"""Who makes the gradients of a batch: the step that is written out where it serves, autograd elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import TrainingConfig
+from ..models.gpt import GPT
+from ..models.step import NotServed, Step
+from ..optim import AdamW, LossScale
+from .machine import autocast
+
+
+class Autograd:
+    """Loss and gradients by PyTorch's autograd; called as `Step` is.
+
+    Args:
+        compiled: run the model through torch.compile.
+    """
+
+    name = "autograd"
+
+    def __init__(
+        self, model: GPT, optimizer: AdamW, loss_scale: LossScale, precision: torch.dtype, *, compiled: bool
+    ) -> None:
+        self.forward = torch.compile(model) if compiled else model
+        self.optimizer, self.loss_scale, self.precision = optimizer, loss_scale, precision
+
+    def __call__(self, x: Tensor, y: Tensor, denominator: Tensor | None = None, *, add: bool = False) -> Tensor:
+        """The loss of a batch; its gradients are every parameter's `grad`, added to what was there if `add`."""
+        if not add:
+            self.optimizer.zero_grad()
+        with autocast(x.device, self.precision):
+            loss: Tensor = self.forward(x, y, denominator)
+        (loss * self.loss_scale.scale if self.loss_scale.enabled else loss).backward()
+        return loss.detach()
+
+
+def choose(
+    model: GPT, optimizer: AdamW, loss_scale: LossScale, precision: torch.dtype, config: TrainingConfig
+) -> tuple[Step | Autograd, str | None]:
+    """What serves, and why it is autograd where nobody asked for that."""
+    why = None
+    if not (config.autograd or config.compile):
+        try:
+            return Step(model, optimizer, config.batch_size, precision), None
+        except NotServed as reason:
+            why = str(reason)
+    return Autograd(model, optimizer, loss_scale, precision, compiled=config.compile), why
