@@ -23,21 +23,32 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-void layer_norm_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight, int weight_dtype, uintptr_t bias,
-                    int bias_dtype, uintptr_t y, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t cols,
-                    float eps) {
-    require_matrix(x, rows, cols, x_stride, "x");
-    require_matrix(y, rows, cols, cols, "y");
+void require_norm(uintptr_t weight, uintptr_t mean, uintptr_t rstd, int64_t rows) {
     require(weight != 0, "weight is null");
     require(rows == 0 || (mean != 0 && rstd != 0), "mean or rstd is null");
+}
+
+void add_layer_norm_fwd(uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride, int dtype,
+                        uintptr_t weight, int weight_dtype, uintptr_t bias, int bias_dtype, uintptr_t y, uintptr_t h,
+                        uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t cols, float eps) {
+    require_matrix(x, rows, cols, x_stride, "x");
+    require_matrix(y, rows, cols, cols, "y");
+    if (residual != 0 || h != 0) {
+        require_matrix(residual, rows, cols, residual_stride, "residual");
+        require_matrix(h, rows, cols, cols, "h");
+    }
+    require_norm(weight, mean, rstd, rows);
     const LayerNormFwd arguments{pointer<void>(x),
                                  x_stride,
+                                 pointer<void>(residual),
+                                 residual_stride,
                                  dtype_of(dtype),
                                  pointer<void>(weight),
                                  dtype_of(weight_dtype),
                                  pointer<void>(bias),
                                  dtype_of(bias_dtype),
                                  pointer<void>(y),
+                                 pointer<void>(h),
                                  pointer<float>(mean),
                                  pointer<float>(rstd),
                                  rows,
@@ -47,17 +58,26 @@ void layer_norm_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight, 
     if (!cpu::kernels().layer_norm_fwd(arguments)) throw std::bad_alloc();
 }
 
-void layer_norm_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight,
-                    int weight_dtype, uintptr_t mean, uintptr_t rstd, uintptr_t dx, uintptr_t dweight, uintptr_t dbias,
-                    int bias_dtype, int64_t rows, int64_t cols) {
+void layer_norm_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight, int weight_dtype, uintptr_t bias,
+                    int bias_dtype, uintptr_t y, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t cols,
+                    float eps) {
+    add_layer_norm_fwd(x, x_stride, 0, 0, dtype, weight, weight_dtype, bias, bias_dtype, y, 0, mean, rstd, rows, cols,
+                       eps);
+}
+
+void add_layer_norm_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t dh, int64_t dh_stride, uintptr_t h, int64_t h_stride,
+                        int dtype, uintptr_t weight, int weight_dtype, uintptr_t mean, uintptr_t rstd, uintptr_t dx,
+                        uintptr_t dweight, uintptr_t dbias, int bias_dtype, int64_t rows, int64_t cols) {
     require_matrix(dy, rows, cols, dy_stride, "dy");
-    require_matrix(x, rows, cols, x_stride, "x");
-    require(weight != 0, "weight is null");
-    require(rows == 0 || (mean != 0 && rstd != 0), "mean or rstd is null");
+    require_matrix(h, rows, cols, h_stride, "x");
+    if (dh != 0) require_matrix(dh, rows, cols, dh_stride, "dh");
+    require_norm(weight, mean, rstd, rows);
     const LayerNormBwd arguments{pointer<void>(dy),
                                  dy_stride,
-                                 pointer<void>(x),
-                                 x_stride,
+                                 pointer<void>(dh),
+                                 dh_stride,
+                                 pointer<void>(h),
+                                 h_stride,
                                  dtype_of(dtype),
                                  pointer<void>(weight),
                                  dtype_of(weight_dtype),
@@ -73,6 +93,84 @@ void layer_norm_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stri
     if (!cpu::kernels().layer_norm_bwd(arguments)) throw std::bad_alloc();
 }
 
+void layer_norm_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight,
+                    int weight_dtype, uintptr_t mean, uintptr_t rstd, uintptr_t dx, uintptr_t dweight, uintptr_t dbias,
+                    int bias_dtype, int64_t rows, int64_t cols) {
+    add_layer_norm_bwd(dy, dy_stride, 0, 0, x, x_stride, dtype, weight, weight_dtype, mean, rstd, dx, dweight, dbias,
+                       bias_dtype, rows, cols);
+}
+
+void gelu_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype, uintptr_t y, bool tanh,
+              int64_t rows, int64_t cols) {
+    require_matrix(x, rows, cols, x_stride, "x");
+    require_matrix(y, rows, cols, cols, "y");
+    const GeluFwd arguments{pointer<void>(x),
+                            x_stride,
+                            dtype_of(dtype),
+                            pointer<void>(bias),
+                            dtype_of(bias_dtype),
+                            pointer<void>(y),
+                            tanh,
+                            rows,
+                            cols};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().gelu_fwd(arguments)) throw std::bad_alloc();
+}
+
+void gelu_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype,
+              uintptr_t dx, uintptr_t dbias, bool tanh, int64_t rows, int64_t cols) {
+    require_matrix(dy, rows, cols, dy_stride, "dy");
+    require_matrix(x, rows, cols, x_stride, "x");
+    const GeluBwd arguments{pointer<void>(dy),
+                            dy_stride,
+                            pointer<void>(x),
+                            x_stride,
+                            dtype_of(dtype),
+                            pointer<void>(bias),
+                            dtype_of(bias_dtype),
+                            pointer<void>(dx),
+                            pointer<void>(dbias),
+                            tanh,
+                            rows,
+                            cols};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().gelu_bwd(arguments)) throw std::bad_alloc();
+}
+
+void embedding_fwd(uintptr_t tokens, uintptr_t positions, int64_t places, int64_t length, uintptr_t token,
+                   int64_t token_rows, uintptr_t position, int64_t position_rows, uintptr_t y, int dtype, int64_t cols,
+                   float scale) {
+    require_matrix(y, places, cols, cols, "y");
+    require(places == 0 || tokens != 0, "tokens is null");
+    require(token_rows == 0 || token != 0, "token is null");
+    require(length >= 1 || places == 0, "length must be at least 1");
+    const EmbeddingFwd arguments{pointer<int64_t>(tokens),
+                                 pointer<int64_t>(positions),
+                                 places,
+                                 length,
+                                 pointer<void>(token),
+                                 token_rows,
+                                 pointer<void>(position),
+                                 position_rows,
+                                 pointer<void>(y),
+                                 dtype_of(dtype),
+                                 cols,
+                                 scale};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().embedding_fwd(arguments)) throw std::bad_alloc();
+}
+
+void embedding_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t indices, int64_t places, int64_t length, uintptr_t dtable,
+                   int64_t table_rows, int dtype, int64_t cols, float scale) {
+    require_matrix(dy, places, cols, dy_stride, "dy");
+    require_matrix(dtable, table_rows, cols, cols, "dtable");
+    require(length >= 1 || places == 0, "length must be at least 1");
+    const EmbeddingBwd arguments{pointer<void>(dy),     dy_stride,  pointer<int64_t>(indices), places, length,
+                                 pointer<void>(dtable), table_rows, dtype_of(dtype),           cols,   scale};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().embedding_bwd(arguments)) throw std::bad_alloc();
+}
+
 }  // namespace
 }  // namespace tinygpt
 
@@ -86,6 +184,25 @@ PYBIND11_MODULE(_C, m) {
     m.def("layer_norm_bwd", &layer_norm_bwd, py::arg("dy"), py::arg("dy_stride"), py::arg("x"), py::arg("x_stride"),
           py::arg("dtype"), py::arg("weight"), py::arg("weight_dtype"), py::arg("mean"), py::arg("rstd"), py::arg("dx"),
           py::arg("dweight"), py::arg("dbias"), py::arg("bias_dtype"), py::arg("rows"), py::arg("cols"));
+    m.def("add_layer_norm_fwd", &add_layer_norm_fwd, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
+          py::arg("residual_stride"), py::arg("dtype"), py::arg("weight"), py::arg("weight_dtype"), py::arg("bias"),
+          py::arg("bias_dtype"), py::arg("y"), py::arg("h"), py::arg("mean"), py::arg("rstd"), py::arg("rows"),
+          py::arg("cols"), py::arg("eps"));
+    m.def("add_layer_norm_bwd", &add_layer_norm_bwd, py::arg("dy"), py::arg("dy_stride"), py::arg("dh"),
+          py::arg("dh_stride"), py::arg("h"), py::arg("h_stride"), py::arg("dtype"), py::arg("weight"),
+          py::arg("weight_dtype"), py::arg("mean"), py::arg("rstd"), py::arg("dx"), py::arg("dweight"),
+          py::arg("dbias"), py::arg("bias_dtype"), py::arg("rows"), py::arg("cols"));
+    m.def("gelu_fwd", &gelu_fwd, py::arg("x"), py::arg("x_stride"), py::arg("dtype"), py::arg("bias"),
+          py::arg("bias_dtype"), py::arg("y"), py::arg("tanh"), py::arg("rows"), py::arg("cols"));
+    m.def("gelu_bwd", &gelu_bwd, py::arg("dy"), py::arg("dy_stride"), py::arg("x"), py::arg("x_stride"),
+          py::arg("dtype"), py::arg("bias"), py::arg("bias_dtype"), py::arg("dx"), py::arg("dbias"), py::arg("tanh"),
+          py::arg("rows"), py::arg("cols"));
+    m.def("embedding_fwd", &embedding_fwd, py::arg("tokens"), py::arg("positions"), py::arg("places"),
+          py::arg("length"), py::arg("token"), py::arg("token_rows"), py::arg("position"), py::arg("position_rows"),
+          py::arg("y"), py::arg("dtype"), py::arg("cols"), py::arg("scale"));
+    m.def("embedding_bwd", &embedding_bwd, py::arg("dy"), py::arg("dy_stride"), py::arg("indices"), py::arg("places"),
+          py::arg("length"), py::arg("dtable"), py::arg("table_rows"), py::arg("dtype"), py::arg("cols"),
+          py::arg("scale"));
     m.def("isa", &cpu::isa, "The instruction set whose kernels serve.");
     m.def("supported_isas", &cpu::supported_isas, "Instruction sets this build and this CPU both have, best last.");
     m.def(

@@ -7,15 +7,19 @@ namespace tinygpt {
 
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
 
+// h = x + residual where there is a residual, else h = x; y = layer_norm(h).
 struct LayerNormFwd {
     const void* x;  // [rows, cols], rows x_stride apart
     int64_t x_stride;
-    DType dtype;         // of x and y
+    const void* residual;  // [rows, cols], rows residual_stride apart, or null
+    int64_t residual_stride;
+    DType dtype;         // of x, residual, y and h
     const void* weight;  // [cols]
     DType weight_dtype;
     const void* bias;  // [cols] or null
     DType bias_dtype;
     void* y;      // [rows, cols], contiguous
+    void* h;      // [rows, cols], contiguous; null without a residual; may be x or residual
     float* mean;  // [rows]
     float* rstd;  // [rows]
     int64_t rows, cols;
@@ -25,24 +29,84 @@ struct LayerNormFwd {
 struct LayerNormBwd {
     const void* dy;  // [rows, cols], rows dy_stride apart
     int64_t dy_stride;
-    const void* x;  // [rows, cols], rows x_stride apart
+    const void* dh;  // [rows, cols], rows dh_stride apart: added to dx; or null
+    int64_t dh_stride;
+    const void* x;  // [rows, cols], rows x_stride apart: what was normalised
     int64_t x_stride;
-    DType dtype;         // of dy, x and dx
+    DType dtype;         // of dy, dh, x and dx
     const void* weight;  // [cols]
     DType weight_dtype;
     const float* mean;  // [rows]
     const float* rstd;  // [rows]
-    void* dx;           // [rows, cols], contiguous, or null
+    void* dx;           // [rows, cols], contiguous, or null; may be dy or dh
     void* dweight;      // [cols] in weight_dtype, or null
     void* dbias;        // [cols] in bias_dtype, or null
     DType bias_dtype;
     int64_t rows, cols;
 };
 
+// y = gelu(x + bias)
+struct GeluFwd {
+    const void* x;  // [rows, cols], rows x_stride apart
+    int64_t x_stride;
+    DType dtype;       // of x and y
+    const void* bias;  // [cols] or null
+    DType bias_dtype;
+    void* y;    // [rows, cols], contiguous; may be x
+    bool tanh;  // the tanh approximation
+    int64_t rows, cols;
+};
+
+struct GeluBwd {
+    const void* dy;  // [rows, cols], rows dy_stride apart
+    int64_t dy_stride;
+    const void* x;  // [rows, cols], rows x_stride apart
+    int64_t x_stride;
+    DType dtype;       // of dy, x and dx
+    const void* bias;  // [cols] or null
+    DType bias_dtype;
+    void* dx;     // [rows, cols], contiguous, or null; may be dy or x
+    void* dbias;  // [cols] in bias_dtype, or null
+    bool tanh;
+    int64_t rows, cols;
+};
+
+// y = scale * token row + position row; NaN where an index is no row.
+struct EmbeddingFwd {
+    const int64_t* tokens;     // [places]
+    const int64_t* positions;  // [places], or null: place % length
+    int64_t places, length;
+    const void* token;  // [token_rows, cols]
+    int64_t token_rows;
+    const void* position;  // [position_rows, cols] or null
+    int64_t position_rows;
+    void* y;      // [places, cols]
+    DType dtype;  // of the tables and y
+    int64_t cols;
+    float scale;
+};
+
+// The gradient of one table: dtable[r] = scale * the sum of dy over the places with indices[place] == r.
+struct EmbeddingBwd {
+    const void* dy;  // [places, cols]
+    int64_t dy_stride;
+    const int64_t* indices;  // [places], or null: place % length
+    int64_t places, length;
+    void* dtable;  // [table_rows, cols]
+    int64_t table_rows;
+    DType dtype;  // of dy and dtable
+    int64_t cols;
+    float scale;
+};
+
 // One instruction set's kernels. False: no memory for the workspace.
 struct CpuKernels {
     bool (*layer_norm_fwd)(const LayerNormFwd&);
     bool (*layer_norm_bwd)(const LayerNormBwd&);
+    bool (*gelu_fwd)(const GeluFwd&);
+    bool (*gelu_bwd)(const GeluBwd&);
+    bool (*embedding_fwd)(const EmbeddingFwd&);
+    bool (*embedding_bwd)(const EmbeddingBwd&);
 };
 
 }  // namespace tinygpt

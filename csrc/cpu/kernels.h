@@ -7,5 +7,9 @@ namespace tinygpt::TINYGPT_ISA {
 
 bool layer_norm_fwd(const LayerNormFwd&);
 bool layer_norm_bwd(const LayerNormBwd&);
+bool gelu_fwd(const GeluFwd&);
+bool gelu_bwd(const GeluBwd&);
+bool embedding_fwd(const EmbeddingFwd&);
+bool embedding_bwd(const EmbeddingBwd&);
 
 }  // namespace tinygpt::TINYGPT_ISA

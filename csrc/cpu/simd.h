@@ -253,6 +253,11 @@ inline void store(half* p, vf a) {
     std::memcpy(p, &b, sizeof b);
 }
 
+// What `load` gives back of a vector that `store` put to a T.
+inline vf stored(const float*, vf a) { return a; }
+inline vf stored(const bfloat*, vf a) { return widen_bfloat(narrow_bfloat(a)); }
+inline vf stored(const half*, vf a) { return widen_half(narrow_half(a)); }
+
 // n < W elements, in pieces whose sizes the compiler knows: a call of memcpy would cost more than the rest of a short
 // row.
 template <class T>

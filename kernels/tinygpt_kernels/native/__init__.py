@@ -5,7 +5,7 @@ what the kernels expect (device, dtype, strides) before they pass an address.
 """
 
 from ..dispatch import register_backend
-from . import layer_norm  # noqa: F401
+from . import embedding, gelu, layer_norm  # noqa: F401
 from .common import isa, missing
 
 __all__ = ["isa"]

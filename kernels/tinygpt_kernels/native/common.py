@@ -36,6 +36,11 @@ def rows(x: Tensor) -> tuple[Tensor, int]:
     return flat, flat.stride(0)
 
 
+def in_rows(x: Tensor) -> tuple[Tensor, int]:
+    """The same in whatever shape is cheapest: `x` itself where it is contiguous, and the distance between rows."""
+    return (x, x.shape[-1]) if x.is_contiguous() else rows(x)
+
+
 def address(x: Tensor | None) -> int:
     """Where a tensor lies; 0 stands for an absent one."""
     return 0 if x is None else x.data_ptr()
