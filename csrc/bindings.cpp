@@ -58,6 +58,46 @@ void add_layer_norm_fwd(uintptr_t x, int64_t x_stride, uintptr_t residual, int64
     if (!cpu::kernels().layer_norm_fwd(arguments)) throw std::bad_alloc();
 }
 
+void gemm(uintptr_t a, int64_t a_row, int64_t a_col, uintptr_t b, int64_t b_row, int64_t b_col, uintptr_t c,
+          int64_t c_row, uintptr_t bias, uintptr_t add, int64_t add_row, uintptr_t factor, int64_t factor_row,
+          int activation, uintptr_t slope, int64_t slope_row, int64_t m, int64_t n, int64_t k) {
+    require(m >= 0 && n >= 0 && k >= 0, "m, n and k must be at least 0");
+    require(activation >= 0 && activation <= 2, "an activation is 0 (none), 1 (gelu) or 2 (gelu, tanh)");
+    require(m == 0 || n == 0 || (activation != 0) == (slope != 0), "slope belongs to an activation");
+    require(activation == 0 || factor == 0, "factor and an activation exclude each other");
+    for (int64_t stride : {a_row, a_col, b_row, b_col, add_row, factor_row})
+        require(stride >= 0, "a stride is negative");
+    require(m <= 1 || (c_row >= n && (slope == 0 || slope_row >= n)), "rows of c or slope overlap");
+    require(m == 0 || n == 0 || (c != 0 && (k == 0 || (a != 0 && b != 0))), "a, b or c is null");
+    const Extent target{c, m, n, c_row, 1}, second{slope, m, n, slope_row, 1}, added{add, m, n, add_row, 1};
+    const Extent read[] = {
+        {a, m, k, a_row, a_col}, {b, k, n, b_row, b_col}, {bias, 1, n, n, 1}, {factor, m, n, factor_row, 1}};
+    for (const Extent& e : read) require(!overlap(e, target) && !overlap(e, second), "an output overlaps an input");
+    require(!overlap(target, second) && !overlap(added, second), "slope overlaps c or add");
+    require((add == c && add_row == c_row) || !overlap(added, target), "add overlaps c and is not c");
+    const Gemm arguments{pointer<float>(a),
+                         a_row,
+                         a_col,
+                         pointer<float>(b),
+                         b_row,
+                         b_col,
+                         pointer<float>(c),
+                         c_row,
+                         pointer<float>(bias),
+                         pointer<float>(add),
+                         add_row,
+                         pointer<float>(factor),
+                         factor_row,
+                         static_cast<Activation>(activation),
+                         pointer<float>(slope),
+                         slope_row,
+                         m,
+                         n,
+                         k};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().gemm(arguments)) throw std::bad_alloc();
+}
+
 void layer_norm_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight, int weight_dtype, uintptr_t bias,
                     int bias_dtype, uintptr_t y, uintptr_t mean, uintptr_t rstd, int64_t rows, int64_t cols,
                     float eps) {
@@ -178,6 +218,10 @@ PYBIND11_MODULE(_C, m) {
     using namespace tinygpt;
     m.doc() =
         "tinygpt's compiled kernels. Pointers are integers, strides count elements, 0 stands for an absent tensor.";
+    m.def("gemm", &gemm, py::arg("a"), py::arg("a_row"), py::arg("a_col"), py::arg("b"), py::arg("b_row"),
+          py::arg("b_col"), py::arg("c"), py::arg("c_row"), py::arg("bias"), py::arg("add"), py::arg("add_row"),
+          py::arg("factor"), py::arg("factor_row"), py::arg("activation"), py::arg("slope"), py::arg("slope_row"),
+          py::arg("m"), py::arg("n"), py::arg("k"));
     m.def("layer_norm_fwd", &layer_norm_fwd, py::arg("x"), py::arg("x_stride"), py::arg("dtype"), py::arg("weight"),
           py::arg("weight_dtype"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("mean"),
           py::arg("rstd"), py::arg("rows"), py::arg("cols"), py::arg("eps"));

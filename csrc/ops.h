@@ -8,6 +8,27 @@ namespace tinygpt {
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
 
 // h = x + residual where there is a residual, else h = x; y = layer_norm(h).
+enum class Activation : int { none = 0, gelu = 1, gelu_tanh = 2 };
+
+// C = A B + bias + add, then times factor, or through an activation. Every matrix of the size of C has contiguous rows.
+struct Gemm {
+    const float* a;  // [m, k], any strides
+    int64_t a_row, a_col;
+    const float* b;  // [k, n], any strides
+    int64_t b_row, b_col;
+    float* c;  // [m, n], rows c_row apart; overlaps nothing else, but may be add itself
+    int64_t c_row;
+    const float* bias;  // [n] or null
+    const float* add;   // [m, n] or null, rows add_row apart
+    int64_t add_row;
+    const float* factor;  // [m, n] or null, rows factor_row apart
+    int64_t factor_row;
+    Activation activation;  // with none, slope is not written; with another, factor is null
+    float* slope;           // [m, n]: the activation's derivative, rows slope_row apart
+    int64_t slope_row;
+    int64_t m, n, k;
+};
+
 struct LayerNormFwd {
     const void* x;  // [rows, cols], rows x_stride apart
     int64_t x_stride;
@@ -101,6 +122,7 @@ struct EmbeddingBwd {
 
 // One instruction set's kernels. False: no memory for the workspace.
 struct CpuKernels {
+    bool (*gemm)(const Gemm&);
     bool (*layer_norm_fwd)(const LayerNormFwd&);
     bool (*layer_norm_bwd)(const LayerNormBwd&);
     bool (*gelu_fwd)(const GeluFwd&);

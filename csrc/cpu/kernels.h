@@ -5,6 +5,7 @@
 
 namespace tinygpt::TINYGPT_ISA {
 
+bool gemm(const Gemm&);
 bool layer_norm_fwd(const LayerNormFwd&);
 bool layer_norm_bwd(const LayerNormBwd&);
 bool gelu_fwd(const GeluFwd&);

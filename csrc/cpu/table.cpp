@@ -3,7 +3,7 @@
 namespace tinygpt::TINYGPT_ISA {
 
 extern const CpuKernels cpu_kernels = {
-    layer_norm_fwd, layer_norm_bwd, gelu_fwd, gelu_bwd, embedding_fwd, embedding_bwd,
+    gemm, layer_norm_fwd, layer_norm_bwd, gelu_fwd, gelu_bwd, embedding_fwd, embedding_bwd,
 };
 
 }  // namespace tinygpt::TINYGPT_ISA

@@ -3,6 +3,27 @@
 dtype codes: 0 float32, 1 float16, 2 bfloat16.
 """
 
+def gemm(
+    a: int,
+    a_row: int,
+    a_col: int,
+    b: int,
+    b_row: int,
+    b_col: int,
+    c: int,
+    c_row: int,
+    bias: int,
+    add: int,
+    add_row: int,
+    factor: int,
+    factor_row: int,
+    activation: int,
+    slope: int,
+    slope_row: int,
+    m: int,
+    n: int,
+    k: int,
+) -> None: ...
 def layer_norm_fwd(
     x: int,
     x_stride: int,
