@@ -27,7 +27,7 @@
 #include "gelu.h"
 #include "kernels.h"
 #include "memory.h"
-#include "simd.h"
+#include "rows.h"
 #include "threads.h"
 
 namespace tinygpt::TINYGPT_ISA {
@@ -133,31 +133,13 @@ void pack(float* panel, const float* from, int64_t across, int64_t along, int64_
         for (int64_t i = 0; i < kWidth; ++i) panel[k * kWidth + i] = i < count ? from[i * across + k * along] : 0.0f;
 }
 
-// The first n elements of each row of a tile, W at a time.
-template <class Body>
-inline void for_row(int64_t n, Body body) {
-    int64_t c = 0;
-    for (; c + W <= n; c += W) body([](const float* p) { return load(p); }, [](float* p, vf v) { store(p, v); }, c);
-    if (const int64_t rest = n - c)
-        body(
-            [=](const float* p) {
-                vf v = {};
-                for (int64_t i = 0; i < rest; ++i) v[i] = p[i];
-                return v;
-            },
-            [=](float* p, vf v) {
-                for (int64_t i = 0; i < rest; ++i) p[i] = v[i];
-            },
-            c);
-}
-
 // From `aside` [kMR][width] to rows x cols of C at (row, col), with all that follows the product.
 template <class Activate>
 void finish_rows(const float* aside, int64_t width, int64_t row, int64_t rows, int64_t col, int64_t cols,
                  const float* add, int64_t add_row, const float* bias, Activate activate) {
     for (int64_t i = 0; i < rows; ++i) {
         const float* extra = add ? add + (row + i) * add_row + col : nullptr;
-        for_row(cols, [&](auto get, auto put, int64_t c) {
+        for_columns(cols, [&](auto get, auto put, int64_t c) {
             vf v = load(aside + i * width + c);
             if (extra) v += get(extra + c);
             if (bias) v += get(bias + col + c);
