@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "cpu/isa.h"
+#include "cpu/threads.h"
 
 namespace py = pybind11;
 
@@ -255,4 +256,11 @@ PYBIND11_MODULE(_C, m) {
             require(cpu::set_isa(name), ("instruction set '" + name + "' is not supported here").c_str());
         },
         py::arg("name"), "Serve from another instruction set's kernels; for tests and measurements.");
+    m.def(
+        "set_grain",
+        [](int64_t elements) {
+            require(elements >= 1, "a grain is at least 1");
+            return cpu::set_grain(elements);
+        },
+        py::arg("elements"), "How many elements are worth a thread; returns how many were. For tests.");
 }

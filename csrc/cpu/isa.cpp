@@ -8,7 +8,11 @@ namespace tinygpt {
     namespace name {                     \
     extern const CpuKernels cpu_kernels; \
     }
+#ifdef TINYGPT_HAS_neon
+TINYGPT_DECLARE(neon)
+#else
 TINYGPT_DECLARE(baseline)
+#endif
 #ifdef TINYGPT_HAS_avx2
 TINYGPT_DECLARE(avx2)
 TINYGPT_DECLARE(avx512)
@@ -24,7 +28,11 @@ struct Candidate {
 };
 
 const Candidate candidates[] = {
+#ifdef TINYGPT_HAS_neon
+    {"neon", &neon::cpu_kernels, [] { return true; }},
+#else
     {"baseline", &baseline::cpu_kernels, [] { return true; }},
+#endif
 #ifdef TINYGPT_HAS_avx2
     {"avx2", &avx2::cpu_kernels,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},

@@ -10,4 +10,8 @@ namespace tinygpt::cpu {
 // hand-off.
 int thread_count(int64_t tasks, int64_t elements);
 
+// How many elements are worth a thread, from now on; returns how many were. For tests: at 1, small cases are shared
+// too.
+int64_t set_grain(int64_t elements);
+
 }  // namespace tinygpt::cpu

@@ -113,9 +113,14 @@ def _print_device(console: Console, device: str) -> None:
 
 
 def _legend(console: Console, device: str, notes: dict[str, int], limited: bool) -> None:
+    from tinygpt_kernels import native
 
     rows = [("✓", "serves"), ("–", "has no such op; with --backend, torch serves it instead unless --strict")]
     rows += [(f"✗ {number}", reason) for reason, number in notes.items()]
+    if device == "cpu" and native.isa():
+        others = [name for name in native.isas() if name != native.isa()]
+        remedy = f"; {native.VARIABLE}={others[-1]} in the environment forces another" if others else ""
+        rows.append(("cpp", f"computes with its {native.isa()} kernels (of {', '.join(native.isas())}){remedy}"))
     absent = {name: why for name in known_backends() if (why := unavailable(name, device)) and why not in notes}
     rows += list(absent.items())
     if limited:

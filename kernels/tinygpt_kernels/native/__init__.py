@@ -6,9 +6,9 @@ what the kernels expect (device, dtype, strides) before they pass an address.
 
 from ..dispatch import register_backend
 from . import embedding, gelu, layer_norm  # noqa: F401
-from .common import isa, missing
+from .common import VARIABLE, isa, isas, missing
 
-__all__ = ["isa"]
+__all__ = ["VARIABLE", "isa", "isas"]
 
 register_backend("cpp", lambda device_type: f"its extension {missing}" if missing else None)
 register_backend(

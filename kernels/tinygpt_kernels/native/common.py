@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch  # before the module: it brings the OpenMP runtime that the module then shares
 from torch import Tensor
 
@@ -15,14 +17,37 @@ except ImportError as error:
     else:
         missing = f"is built but cannot be loaded: {error}; run `pip install -e .` again"
 
+VARIABLE = "TINYGPT_ISA"  # forces an instruction set; read once, when this module is imported
+
+
+def _forced() -> str | None:
+    """Serve from the instruction set that TINYGPT_ISA names, if any; returns why that is impossible."""
+    name, supported = os.environ.get(VARIABLE), _C.supported_isas()
+    if name and name not in supported:
+        return (
+            f"is told {VARIABLE}={name!r}, but this build and this CPU have {', '.join(supported)}: "
+            f"name one of these, or unset {VARIABLE}"
+        )
+    if name:
+        _C.set_isa(name)
+    return None
+
+
+missing = missing or _forced()
+
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Buffers = tuple[Tensor | None, ...]  # a gradient per tensor argument of an op, None where nobody wants one
 
 
 def isa() -> str | None:
-    """The instruction set whose kernels serve: baseline, avx2 or avx512; None when the extension is missing."""
+    """The instruction set whose kernels serve: baseline, avx2, avx512 or neon; None when the extension is missing."""
     return None if missing else _C.isa()
+
+
+def isas() -> list[str]:
+    """The instruction sets that this build and this CPU both have, best last; none when the extension is missing."""
+    return [] if missing else _C.supported_isas()
 
 
 def rows(x: Tensor) -> tuple[Tensor, int]:
