@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tinygpt_kernels import dispatch, interpreter
+from tinygpt_kernels import dispatch, interpreter, native
 from tinygpt_kernels.spec import known_backends
 
 
@@ -65,6 +65,8 @@ def test_the_table_fits_80_columns_and_explains_every_mark(cli):
         assert any(line.startswith(f" {mark.strip()} ") for line in answer.out.splitlines()), mark
     assert "What auto picks" in answer.out
     assert torch.backends.cpu.get_cpu_capability() in answer.out
+    if native.isa():
+        assert f"cpp computes with its {native.isa()} kernels" in " ".join(answer.out.split())
 
 
 def test_nothing_is_decided_for_triton_and_its_reason_says_what_to_do(process):
