@@ -49,7 +49,8 @@ def attention(
             f"attention: q [B,T,H,D] {tuple(q.shape)} {q.dtype}, k and v [B,S,K,D] {tuple(k.shape)} {k.dtype}, "
             f"{tuple(v.shape)} {v.dtype}: B, D and dtypes must be equal, k and v alike, H a multiple of K"
         )
-    dims = (("D", q.shape[3]), ("H", q.shape[2]), ("K", k.shape[2]), ("T", q.shape[1]), ("S", k.shape[1]))
+    B, T, H, D = q.shape
+    dims = (("D", D), ("H", H), ("K", k.shape[2]), ("T", T), ("S", k.shape[1]), ("B", B))
     return q, dims, _attention_features(q, causal, kv_lengths, dropout_p, seed)
 
 
@@ -80,7 +81,8 @@ def attention_qkv(
         raise ValueError(
             f"attention_qkv: qkv {tuple(qkv.shape)} must be [B, T, {heads} + 2*{kv_heads}, D], kv_heads dividing heads"
         )
-    dims = (("D", qkv.shape[3]), ("H", heads), ("K", kv_heads), ("T", qkv.shape[1]), ("S", qkv.shape[1]))
+    B, T, _, D = qkv.shape
+    dims = (("D", D), ("H", heads), ("K", kv_heads), ("T", T), ("S", T), ("B", B))
     return qkv, dims, _attention_features(qkv, causal, kv_lengths, dropout_p, seed)
 
 
@@ -95,7 +97,8 @@ def gelu(x: Tensor, bias: Tensor | None, approximate: str) -> Description:
         raise ValueError(f"gelu: approximate is {approximate!r}; it must be 'none' or 'tanh'")
     if not (x.dim() > 0 and (bias is None or bias.shape == x.shape[-1:])):
         raise ValueError(f"gelu: bias must have x's last dimension, x is {tuple(x.shape)}")
-    return x, (("C", x.shape[-1]),), ("bias",) if bias is not None else ()
+    C = x.shape[-1]
+    return x, (("C", C), ("R", x.numel() // C if C else 0)), ("bias",) if bias is not None else ()
 
 
 def embedding(
@@ -114,7 +117,7 @@ def embedding(
         raise ValueError("embedding: positions must be [B, T] like tokens, and need a position table")
     return (
         token,
-        (("C", token.shape[1]), ("V", token.shape[0])),
+        (("C", token.shape[1]), ("V", token.shape[0]), ("R", tokens.numel())),
         ("positions",) if positions is not None else (),
     )
 
@@ -130,7 +133,7 @@ def cross_entropy(
         )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    return logits, (("V", V),), ()
+    return logits, (("V", V), ("R", logits.shape[0])), ()
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *options: Any) -> Description:
@@ -139,7 +142,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *optio
             f"linear_cross_entropy: hidden [R, C] {tuple(hidden.shape)}, weight [V, C] {tuple(weight.shape)}, "
             f"targets [R] {tuple(targets.shape)}"
         )
-    return hidden, (("C", hidden.shape[1]), ("V", weight.shape[0])), ()
+    return hidden, (("C", hidden.shape[1]), ("V", weight.shape[0]), ("R", hidden.shape[0])), ()
 
 
 def lists(params: Sequence[Tensor], *rest: Any) -> Description:

@@ -70,7 +70,7 @@ def errors_of(case: Case, bound: Callable[..., Any] | str, dtype: torch.dtype, d
     """As `check`, but tells good from bad only by `Error.ok`; a tensor that is missing or too many is infinitely wrong."""
     op = all_ops()[case.op]
     ours = results(case, op.on(bound) if isinstance(bound, str) else bound, dtype, device)
-    oracle, peers = _truth(case, dtype, device)
+    oracle, peers = truth(case, dtype, device)
     errors = []
     for name in dict.fromkeys((*oracle, *ours)):
         relative = worst = math.inf
@@ -112,14 +112,14 @@ def results(
 
 
 @lru_cache(maxsize=256)
-def _truth(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+def truth(case: Case, dtype: torch.dtype, device: str) -> tuple[dict[str, Tensor], dict[str, float]]:
     """What is right, and how far PyTorch's own op is from it."""
     op = all_ops()[case.op]
     oracle = results(case, op.on("reference"), dtype, device, double=True)
     # PyTorch's own op; where it has none (a seeded mask), the reference in this dtype is what there is to compare with.
     peer = "torch" if reason("torch", call_of(op, case, dtype, device)) is None else "reference"
     theirs = results(case, op.on(peer), dtype, device)
-    errors = {name: _distance(theirs[name], truth)[0] for name, truth in oracle.items()}
+    errors = {name: _distance(theirs[name], exact)[0] for name, exact in oracle.items()}
     assert all(map(math.isfinite, errors.values())), f"{op.name} {case}: {peer} is no measure, its errors are {errors}"
     return oracle, errors
 

@@ -1,6 +1,8 @@
 """What `auto` picks: preference as data, set from measurements, ending in `torch`.
 
-Each rule names who is tried before `torch`, where. Where no rule matches, nothing was measured and `torch` serves.
+First what was measured on this very machine (saved.py), then the shipped rules: each names who is tried before `torch`,
+where. Where neither speaks of a call, nothing was measured and `torch` serves. Asked once for each kind of call, not at
+each call.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+
+from . import saved
 
 if TYPE_CHECKING:
     from .dispatch import Call
@@ -69,6 +73,8 @@ def cpu_isa() -> str:
 
 def order(call: Call) -> tuple[str, ...]:
     """Backends that `auto` tries for `call`, fastest first; always ends in `torch`."""
+    if entry := saved.nearest(call):
+        return (*entry.order, "torch")
     for rule in RULES:
         if rule.matches(call, cpu_isa()):
             return (*rule.order, "torch")
@@ -76,5 +82,5 @@ def order(call: Call) -> tuple[str, ...]:
 
 
 def measured(device_type: str) -> bool:
-    """Whether any rule speaks of this type of device."""
-    return any(rule.device == device_type for rule in RULES)
+    """Whether anything was measured on such a device: here, or in the shipped rules on this instruction set."""
+    return bool(saved.here(device_type)) or any(rule.device == device_type and cpu_isa() in rule.isas for rule in RULES)

@@ -21,17 +21,23 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        ("", 0, "{train,generate,eval,backends,check,gpu-report,tune}"),
-        ("--help", 0, "{train,generate,eval,backends,check,gpu-report,tune}"),
+        ("", 0, "{train,generate,eval,backends,check,bench,gpu-report,tune}"),
+        ("--help", 0, "{train,generate,eval,backends,check,bench,gpu-report,tune}"),
         ("--version", 0, f"tinygpt {tinygpt.__version__}"),
         ("train --help", 0, "--set KEY=VALUE"),
         ("generate --help", 0, "--top-k K"),
         ("eval --help", 0, "--json"),
         ("backends --help", 0, "--json"),
         ("check --help", 0, "--backend NAME"),
+        ("bench --help", 0, "--shape SIZES"),
+        ("bench --backend ccp", 2, "unknown backend 'ccp'; did you mean 'cpp'?"),
+        ("bench --dtype bf16", 2, "unknown dtype 'bf16'; did you mean 'bfloat16'?"),
+        ("bench --threads 0", 2, "--threads 0 must be at least 1"),
+        ("bench --list --clear", 2, "--list and --clear are not allowed together"),
+        ("bench --shape R=8,C=8", 2, "--shape R=8,C=8 needs an op whose shape it is"),
         ("check --backend tritn", 2, "unknown backend 'tritn'; did you mean 'triton'?"),
         ("check --dtype float23", 2, "unknown dtype 'float23'; did you mean 'float32'?"),
-        ("trian", 2, "train, generate, eval, backends, check, gpu-report, tune"),
+        ("trian", 2, "train, generate, eval, backends, check, bench, gpu-report, tune"),
         ("train --step 3", 2, "--steps"),
         ("train --steps many", 2, "--steps"),
         ("train --resume --overwrite", 2, "not allowed together"),
@@ -82,7 +88,9 @@ def test_a_prompt_may_begin_with_a_dash_and_a_run_stands_without_a_flag():
     assert command.top_k == 3
 
 
-@pytest.mark.parametrize("command", ["", "train", "generate", "eval", "backends", "check", "gpu-report", "tune"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "generate", "eval", "backends", "check", "bench", "gpu-report", "tune"]
+)
 def test_help_fits_80_columns(process, command):
     lines = process("-m", "tinygpt", *command.split(), "--help").out.splitlines()
     assert max(map(len, lines)) <= 80

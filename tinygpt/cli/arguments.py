@@ -109,7 +109,7 @@ class Backends:
 class Check:
     """Hold backends to float64, op by op, in the outputs and every gradient.
 
-    None may be twice as far off as PyTorch's own op is. Exit code 1 when one is.
+    None may be over twice as far off as PyTorch's own op. Exit code 1 if one is.
     """
 
     op: Annotated[_Words, arg(metavar="OP ...", help_behavior_hint="(default: all)")] = ()
@@ -124,6 +124,39 @@ class Check:
     """cpu, cuda or cuda:1."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
     """Print JSON: every case, every tensor."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time backends on your own sizes, and let auto follow what was measured.
+
+    Whoever is wrong on those very inputs is not timed. Exit code 1 when one is.
+    """
+
+    op: Annotated[_Words, arg(metavar="OP ...", help_behavior_hint="(default: all)")] = ()
+    """Ops to time, for example attention layer_norm."""
+    shape: Annotated[
+        _Words, arg(metavar="SIZES ...", help_behavior_hint="(default: those of char-cpu and char-gpu)")
+    ] = ()
+    """Sizes, for example B=8,H=6,T=256,D=64 for attention or R=2048,C=384 for layer_norm."""
+    backend: Annotated[
+        _Words, arg(metavar="NAME ...", help_behavior_hint="(default: all that serve here, but for reference)")
+    ] = ()
+    """Backends to time, your own among them."""
+    dtype: Annotated[_Words, arg(metavar="NAME ...", help_behavior_hint="(default: float32)")] = ()
+    """float32, bfloat16 or float16."""
+    device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
+    """cpu, cuda or cuda:1."""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: torch's)")] = None
+    """CPU threads; what is saved holds for as many."""
+    save: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Keep the winners; auto follows them on this machine from then on."""
+    list: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Show what is kept, of whatever machine, and measure nothing."""
+    clear: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Forget what is kept; auto follows the shipped rules again."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +206,7 @@ class Tune:
     """Delete what was measured; the shipped tables serve again."""
 
 
-Command: TypeAlias = Train | Generate | Eval | Backends | Check | GpuReport | Tune
+Command: TypeAlias = Train | Generate | Eval | Backends | Check | Bench | GpuReport | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
@@ -181,6 +214,7 @@ _Commands: TypeAlias = (
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Backends, subcommand("backends")]
     | Annotated[Check, subcommand("check")]
+    | Annotated[Bench, subcommand("bench")]
     | Annotated[GpuReport, subcommand("gpu-report")]
     | Annotated[Tune, subcommand("tune")]
 )

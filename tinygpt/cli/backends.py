@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -75,14 +75,21 @@ def _show(args: Backends) -> int:
 
 
 def _as_json(device: str) -> dict[str, object]:
-    """op -> backend -> serves and reason, on the device that training would use; and by name `auto` and `backends`."""
+    """op -> backend -> serves and reason, on the device that training would use; and by name `auto`, what was measured on this
+    machine, and `backends`."""
+    from tinygpt_kernels import saved
 
     table: dict[str, object] = {
         op: {name: {"serves": cell.reason is None, "reason": cell.reason} for name, cell in row.items()}
         for op, row in _cells(device).items()
     }
     auto = {kind: {op: _auto(op, kind) for op in _calls(kind)} for kind in ("cpu", "cuda")}
-    return table | {"auto": auto, "backends": {name: unavailable(name, device) for name in known_backends()}}
+    measured = {kind: [asdict(entry) for entry in saved.here(kind)] for kind in ("cpu", "cuda")}
+    return table | {
+        "auto": auto,
+        "measured here": measured,
+        "backends": {name: unavailable(name, device) for name in known_backends()},
+    }
 
 
 def _print_device(console: Console, device: str) -> None:
@@ -137,7 +144,9 @@ def _legend(console: Console, device: str, notes: dict[str, int], limited: bool)
 
 
 def _print_auto(console: Console, devices: list[str]) -> None:
-    from tinygpt_kernels import interpreter, preferences
+    from tinygpt_kernels import interpreter, preferences, saved
+
+    from .bench import told
 
     console.print("\n[bold]What auto picks[/]")
     rows = []
@@ -149,10 +158,12 @@ def _print_auto(console: Console, devices: list[str]) -> None:
         if len(picks) == 1:
             text = f"{next(iter(picks))} for every op"
         if not preferences.measured(kind):
-            text += " (nothing has been measured on such a device yet)"
+            text += " (nothing has been measured on such a device yet"
+            text += "; `tinygpt bench --save` will measure this one)" if kind in devices else ")"
         elif " or " in text:
             text += " (by size, as measured)"
         rows.append((_described(kind) if kind in devices else f"{kind} (none here)", text))
+        rows += [("", f"measured here: {told(entry)}") for entry in saved.here(kind)]
     rows.append(("reference", "never picked; serves when it is asked for by name"))
     console.print(_listing(rows))
     if not interpreter.gpu_present():
