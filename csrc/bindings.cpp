@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <new>
 
 #include "checks.h"
@@ -97,6 +100,75 @@ void gemm(uintptr_t a, int64_t a_row, int64_t a_col, uintptr_t b, int64_t b_row,
                          k};
     py::gil_scoped_release released;
     if (!cpu::kernels().gemm(arguments)) throw std::bad_alloc();
+}
+
+using Strides = std::array<int64_t, 4>;  // of [B, tokens, heads, D]; the last is not looked at
+
+template <class Part>
+Part heads_of(uintptr_t address, const Strides& strides, int64_t elements, const char* name) {
+    require(elements == 0 || address != 0, name);
+    for (int i = 0; i < 3; ++i) require(strides[i] >= 0, "attention: strides may not be negative");
+    return {pointer<void>(address), strides[0], strides[1], strides[2]};
+}
+
+Attention attention_of(uintptr_t q, const Strides& q_strides, uintptr_t k, const Strides& k_strides, uintptr_t v,
+                       const Strides& v_strides, int dtype, uintptr_t kv_lengths, uintptr_t seed, bool causal,
+                       float scale, double dropout_p, const std::array<int64_t, 6>& sizes) {
+    const auto [B, T, S, H, K, D] = sizes;
+    require(B >= 0 && T >= 0 && S >= 0 && H >= 0 && K >= 1 && H % K == 0, "attention: K must divide H");
+    require(D >= 1 && D <= 256, "attention: D must be 1 to 256");
+    require(dropout_p >= 0 && dropout_p < 1 && (seed != 0 || dropout_p == 0),
+            "attention: dropout needs 0 <= p < 1 and a seed");
+    const double below = std::nearbyint(dropout_p * 0x1p32);
+    return {heads_of<Heads>(q, q_strides, B * T * H, "q is null"),
+            heads_of<Heads>(k, k_strides, B * S * K, "k is null"),
+            heads_of<Heads>(v, v_strides, B * S * K, "v is null"),
+            B,
+            T,
+            S,
+            H,
+            K,
+            D,
+            dtype_of(dtype),
+            causal,
+            scale,
+            pointer<int64_t>(kv_lengths),
+            dropout_p > 0 ? pointer<int64_t>(seed) : nullptr,
+            static_cast<uint32_t>(std::min(below, 4294967295.0)),
+            below > 4294967295.0 ? 0.0f : static_cast<float>(1 / (1 - dropout_p))};
+}
+
+void attention_fwd(uintptr_t q, const Strides& q_strides, uintptr_t k, const Strides& k_strides, uintptr_t v,
+                   const Strides& v_strides, int dtype, uintptr_t kv_lengths, uintptr_t seed, uintptr_t y,
+                   uintptr_t lse, bool causal, float scale, double dropout_p, const std::array<int64_t, 6>& sizes) {
+    const AttentionFwd arguments{attention_of(q, q_strides, k, k_strides, v, v_strides, dtype, kv_lengths, seed, causal,
+                                              scale, dropout_p, sizes),
+                                 pointer<void>(y), pointer<float>(lse)};
+    if (arguments.B * arguments.T * arguments.H == 0) return;
+    require(y != 0 && lse != 0, "y or lse is null");
+    py::gil_scoped_release released;
+    if (!cpu::kernels().attention_fwd(arguments)) throw std::bad_alloc();
+}
+
+void attention_bwd(uintptr_t dy, const Strides& dy_strides, uintptr_t q, const Strides& q_strides, uintptr_t k,
+                   const Strides& k_strides, uintptr_t v, const Strides& v_strides, int dtype, uintptr_t kv_lengths,
+                   uintptr_t seed, uintptr_t y, const Strides& y_strides, uintptr_t lse, uintptr_t dq,
+                   const Strides& dq_strides, uintptr_t dk, const Strides& dk_strides, uintptr_t dv,
+                   const Strides& dv_strides, bool causal, float scale, double dropout_p,
+                   const std::array<int64_t, 6>& sizes) {
+    const Attention common = attention_of(q, q_strides, k, k_strides, v, v_strides, dtype, kv_lengths, seed, causal,
+                                          scale, dropout_p, sizes);
+    const int64_t queries = common.B * common.T * common.H;
+    require(queries == 0 || lse != 0, "lse is null");
+    const AttentionBwd arguments{common,
+                                 heads_of<Heads>(y, y_strides, queries, "y is null"),
+                                 heads_of<Heads>(dy, dy_strides, queries, "dy is null"),
+                                 pointer<float>(lse),
+                                 heads_of<HeadsOut>(dq, dq_strides, 0, "dq"),
+                                 heads_of<HeadsOut>(dk, dk_strides, 0, "dk"),
+                                 heads_of<HeadsOut>(dv, dv_strides, 0, "dv")};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().attention_bwd(arguments)) throw std::bad_alloc();
 }
 
 void layer_norm_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t weight, int weight_dtype, uintptr_t bias,
@@ -223,6 +295,14 @@ PYBIND11_MODULE(_C, m) {
           py::arg("b_col"), py::arg("c"), py::arg("c_row"), py::arg("bias"), py::arg("add"), py::arg("add_row"),
           py::arg("factor"), py::arg("factor_row"), py::arg("activation"), py::arg("slope"), py::arg("slope_row"),
           py::arg("m"), py::arg("n"), py::arg("k"));
+    m.def("attention_fwd", &attention_fwd, py::arg("q"), py::arg("q_strides"), py::arg("k"), py::arg("k_strides"),
+          py::arg("v"), py::arg("v_strides"), py::arg("dtype"), py::arg("kv_lengths"), py::arg("seed"), py::arg("y"),
+          py::arg("lse"), py::arg("causal"), py::arg("scale"), py::arg("dropout_p"), py::arg("sizes"));
+    m.def("attention_bwd", &attention_bwd, py::arg("dy"), py::arg("dy_strides"), py::arg("q"), py::arg("q_strides"),
+          py::arg("k"), py::arg("k_strides"), py::arg("v"), py::arg("v_strides"), py::arg("dtype"),
+          py::arg("kv_lengths"), py::arg("seed"), py::arg("y"), py::arg("y_strides"), py::arg("lse"), py::arg("dq"),
+          py::arg("dq_strides"), py::arg("dk"), py::arg("dk_strides"), py::arg("dv"), py::arg("dv_strides"),
+          py::arg("causal"), py::arg("scale"), py::arg("dropout_p"), py::arg("sizes"));
     m.def("layer_norm_fwd", &layer_norm_fwd, py::arg("x"), py::arg("x_stride"), py::arg("dtype"), py::arg("weight"),
           py::arg("weight_dtype"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"), py::arg("mean"),
           py::arg("rstd"), py::arg("rows"), py::arg("cols"), py::arg("eps"));

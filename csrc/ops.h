@@ -29,6 +29,43 @@ struct Gemm {
     int64_t m, n, k;
 };
 
+// Heads of B rows of tokens, [B, tokens, heads, D]: the last dimension contiguous, the others as far apart as they say.
+struct Heads {
+    const void* data;
+    int64_t batch, token, head;
+};
+struct HeadsOut {
+    void* data;  // or null
+    int64_t batch, token, head;
+};
+
+// What the forward and the backward of attention have in common.
+struct Attention {
+    Heads q;  // [B, T, H, D]
+    Heads k;  // [B, S, K, D]
+    Heads v;  // [B, S, K, D]
+    int64_t B, T, S, H, K, D;
+    DType dtype;  // of q, k, v, the output and the gradients
+    bool causal;
+    float scale;
+    const int64_t* kv_lengths;  // [B] or null: S
+    const int64_t* seed;        // of one element; null: no dropout
+    uint32_t drop_below;        // a weight whose random word is below is dropped,
+    float inverse_keep;         // and the others grow by this factor
+};
+
+struct AttentionFwd : Attention {
+    void* y;     // [B, T, H, D], contiguous
+    float* lse;  // [B, H, T]: -inf where a query sees no key
+};
+
+struct AttentionBwd : Attention {
+    Heads y;           // [B, T, H, D], the forward's
+    Heads dy;          // [B, T, H, D]
+    const float* lse;  // [B, H, T]
+    HeadsOut dq, dk, dv;
+};
+
 struct LayerNormFwd {
     const void* x;  // [rows, cols], rows x_stride apart
     int64_t x_stride;
@@ -122,6 +159,8 @@ struct EmbeddingBwd {
 
 // One instruction set's kernels. False: no memory for the workspace.
 struct CpuKernels {
+    bool (*attention_fwd)(const AttentionFwd&);
+    bool (*attention_bwd)(const AttentionBwd&);
     bool (*gemm)(const Gemm&);
     bool (*layer_norm_fwd)(const LayerNormFwd&);
     bool (*layer_norm_bwd)(const LayerNormBwd&);

@@ -5,6 +5,8 @@
 
 namespace tinygpt::TINYGPT_ISA {
 
+bool attention_fwd(const AttentionFwd&);
+bool attention_bwd(const AttentionBwd&);
 bool gemm(const Gemm&);
 bool layer_norm_fwd(const LayerNormFwd&);
 bool layer_norm_bwd(const LayerNormBwd&);

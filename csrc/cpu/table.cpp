@@ -3,7 +3,8 @@
 namespace tinygpt::TINYGPT_ISA {
 
 extern const CpuKernels cpu_kernels = {
-    gemm, layer_norm_fwd, layer_norm_bwd, gelu_fwd, gelu_bwd, embedding_fwd, embedding_bwd,
+    attention_fwd, attention_bwd, gemm,          layer_norm_fwd, layer_norm_bwd,
+    gelu_fwd,      gelu_bwd,      embedding_fwd, embedding_bwd,
 };
 
 }  // namespace tinygpt::TINYGPT_ISA

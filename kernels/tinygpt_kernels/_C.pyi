@@ -1,7 +1,9 @@
 """tinygpt's compiled kernels. Pointers are integers, strides count elements, 0 stands for an absent tensor.
 
-dtype codes: 0 float32, 1 float16, 2 bfloat16.
+dtype codes: 0 float32, 1 float16, 2 bfloat16. attention's strides are those of [B, tokens, heads, D], its sizes (B, T, S, H, K, D).
 """
+
+from collections.abc import Sequence
 
 def gemm(
     a: int,
@@ -23,6 +25,49 @@ def gemm(
     m: int,
     n: int,
     k: int,
+) -> None: ...
+def attention_fwd(
+    q: int,
+    q_strides: Sequence[int],
+    k: int,
+    k_strides: Sequence[int],
+    v: int,
+    v_strides: Sequence[int],
+    dtype: int,
+    kv_lengths: int,
+    seed: int,
+    y: int,
+    lse: int,
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    sizes: tuple[int, int, int, int, int, int],
+) -> None: ...
+def attention_bwd(
+    dy: int,
+    dy_strides: Sequence[int],
+    q: int,
+    q_strides: Sequence[int],
+    k: int,
+    k_strides: Sequence[int],
+    v: int,
+    v_strides: Sequence[int],
+    dtype: int,
+    kv_lengths: int,
+    seed: int,
+    y: int,
+    y_strides: Sequence[int],
+    lse: int,
+    dq: int,
+    dq_strides: Sequence[int],
+    dk: int,
+    dk_strides: Sequence[int],
+    dv: int,
+    dv_strides: Sequence[int],
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    sizes: tuple[int, int, int, int, int, int],
 ) -> None: ...
 def layer_norm_fwd(
     x: int,
