@@ -284,6 +284,105 @@ void embedding_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t indices, int64_t p
     if (!cpu::kernels().embedding_bwd(arguments)) throw std::bad_alloc();
 }
 
+void cross_entropy_fwd(uintptr_t logits, int64_t stride, int dtype, uintptr_t targets, int64_t ignore_index,
+                       int64_t rows, int64_t cols, int64_t first, int64_t classes, float smoothing, uintptr_t state,
+                       uintptr_t denominator, uintptr_t lse, uintptr_t loss) {
+    if (cols) require_matrix(logits, rows, cols, stride, "logits");
+    require(rows >= 0 && cols >= 0 && first >= 0 && first + cols <= classes, "the columns are not among the classes");
+    require(rows == 0 || state != 0 || (loss != 0 && cols == classes), "a slice of the columns needs a state");
+    require(rows == 0 || (targets != 0 && (loss == 0 || lse != 0)), "targets or lse is null");
+    const CrossEntropyFwd arguments{pointer<void>(logits),
+                                    stride,
+                                    dtype_of(dtype),
+                                    pointer<int64_t>(targets),
+                                    ignore_index,
+                                    rows,
+                                    cols,
+                                    first,
+                                    classes,
+                                    smoothing,
+                                    pointer<void>(state),
+                                    pointer<float>(denominator),
+                                    pointer<float>(lse),
+                                    pointer<float>(loss)};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().cross_entropy_fwd(arguments)) throw std::bad_alloc();
+}
+
+void cross_entropy_bwd(uintptr_t logits, int64_t stride, int dtype, uintptr_t targets, int64_t ignore_index,
+                       uintptr_t lse, uintptr_t dloss, uintptr_t denominator, uintptr_t dlogits, int64_t dlogits_stride,
+                       int64_t rows, int64_t cols, int64_t vocab, int64_t first, int64_t classes, float smoothing) {
+    require_matrix(logits, rows, cols, stride, "logits");
+    require_matrix(dlogits, rows, cols, dlogits_stride, "dlogits");
+    require(vocab >= 0 && vocab <= cols && first >= 0 && first + vocab <= classes,
+            "the columns are not among the classes");
+    require(rows <= 1 || dlogits_stride >= cols, "rows of dlogits may not overlap");
+    require(rows == 0 || (targets != 0 && lse != 0), "targets or lse is null");
+    require(dloss != 0, "dloss is null");
+    const CrossEntropyBwd arguments{pointer<void>(logits),
+                                    stride,
+                                    dtype_of(dtype),
+                                    pointer<int64_t>(targets),
+                                    ignore_index,
+                                    pointer<float>(lse),
+                                    pointer<float>(dloss),
+                                    pointer<float>(denominator),
+                                    pointer<void>(dlogits),
+                                    dlogits_stride,
+                                    rows,
+                                    cols,
+                                    vocab,
+                                    first,
+                                    classes,
+                                    smoothing};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().cross_entropy_bwd(arguments)) throw std::bad_alloc();
+}
+
+using Addresses = std::vector<uintptr_t>;
+
+void adamw_(const Addresses& params, const Addresses& grads, const Addresses& exp_avgs, const Addresses& exp_avg_sqs,
+            const std::vector<int64_t>& sizes, const std::vector<int>& param_dtypes,
+            const std::vector<int>& grad_dtypes, const std::vector<int>& moment_dtypes, int64_t step, double lr,
+            double beta1, double beta2, double eps, double weight_decay, double grad_scale) {
+    const size_t count = sizes.size();
+    for (const Addresses* list : {&params, &grads, &exp_avgs, &exp_avg_sqs})
+        require(list->size() == count, "the lists are not alike in length");
+    for (const std::vector<int>* list : {&param_dtypes, &grad_dtypes, &moment_dtypes})
+        require(list->size() == count, "the lists are not alike in length");
+    std::vector<AdamWTensor> tensors(count);
+    for (size_t i = 0; i < count; ++i) {
+        require(sizes[i] == 0 || (sizes[i] > 0 && params[i] && grads[i] && exp_avgs[i] && exp_avg_sqs[i]),
+                "a tensor is null");
+        tensors[i] = {pointer<void>(params[i]),
+                      pointer<void>(grads[i]),
+                      pointer<void>(exp_avgs[i]),
+                      pointer<void>(exp_avg_sqs[i]),
+                      sizes[i],
+                      dtype_of(param_dtypes[i]),
+                      dtype_of(grad_dtypes[i]),
+                      dtype_of(moment_dtypes[i])};
+    }
+    const AdamW arguments{tensors.data(), static_cast<int64_t>(count), step, lr, beta1, beta2, eps, weight_decay,
+                          grad_scale};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().adamw_(arguments)) throw std::bad_alloc();
+}
+
+void clip_grad_norm_(const Addresses& grads, const std::vector<int64_t>& sizes, const std::vector<int>& dtypes,
+                     double max_norm, uintptr_t norm) {
+    require(grads.size() == sizes.size() && grads.size() == dtypes.size(), "the lists are not alike in length");
+    require(norm != 0, "norm is null");
+    std::vector<GradTensor> tensors(grads.size());
+    for (size_t i = 0; i < grads.size(); ++i) {
+        require(sizes[i] == 0 || (sizes[i] > 0 && grads[i]), "a tensor is null");
+        tensors[i] = {pointer<void>(grads[i]), sizes[i], dtype_of(dtypes[i])};
+    }
+    const ClipGradNorm arguments{tensors.data(), static_cast<int64_t>(tensors.size()), max_norm, pointer<float>(norm)};
+    py::gil_scoped_release released;
+    if (!cpu::kernels().clip_grad_norm_(arguments)) throw std::bad_alloc();
+}
+
 }  // namespace
 }  // namespace tinygpt
 
@@ -328,6 +427,20 @@ PYBIND11_MODULE(_C, m) {
     m.def("embedding_bwd", &embedding_bwd, py::arg("dy"), py::arg("dy_stride"), py::arg("indices"), py::arg("places"),
           py::arg("length"), py::arg("dtable"), py::arg("table_rows"), py::arg("dtype"), py::arg("cols"),
           py::arg("scale"));
+    m.def("cross_entropy_fwd", &cross_entropy_fwd, py::arg("logits"), py::arg("stride"), py::arg("dtype"),
+          py::arg("targets"), py::arg("ignore_index"), py::arg("rows"), py::arg("cols"), py::arg("first"),
+          py::arg("classes"), py::arg("smoothing"), py::arg("state"), py::arg("denominator"), py::arg("lse"),
+          py::arg("loss"));
+    m.def("cross_entropy_bwd", &cross_entropy_bwd, py::arg("logits"), py::arg("stride"), py::arg("dtype"),
+          py::arg("targets"), py::arg("ignore_index"), py::arg("lse"), py::arg("dloss"), py::arg("denominator"),
+          py::arg("dlogits"), py::arg("dlogits_stride"), py::arg("rows"), py::arg("cols"), py::arg("vocab"),
+          py::arg("first"), py::arg("classes"), py::arg("smoothing"));
+    m.def("adamw_", &adamw_, py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
+          py::arg("sizes"), py::arg("param_dtypes"), py::arg("grad_dtypes"), py::arg("moment_dtypes"), py::arg("step"),
+          py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+          py::arg("grad_scale"));
+    m.def("clip_grad_norm_", &clip_grad_norm_, py::arg("grads"), py::arg("sizes"), py::arg("dtypes"),
+          py::arg("max_norm"), py::arg("norm"));
     m.def("isa", &cpu::isa, "The instruction set whose kernels serve.");
     m.def("supported_isas", &cpu::supported_isas, "Instruction sets this build and this CPU both have, best last.");
     m.def(

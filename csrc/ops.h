@@ -157,6 +157,66 @@ struct EmbeddingBwd {
     float scale;
 };
 
+struct CrossEntropyFwd {
+    const void* logits;  // [rows, cols], rows `stride` apart
+    int64_t stride;
+    DType dtype;
+    const int64_t* targets;  // [rows]
+    int64_t ignore_index;
+    int64_t rows, cols;
+    int64_t first, classes;  // the class of column 0, and how many there are; logits may be a slice of the columns
+    float smoothing;
+    void* state;  // two doubles per row, kept between slices, which come in order; null: there is one slice
+    const float* denominator;  // [1], or null: the number of targets that count
+    float* lse;                // [rows], written with loss
+    float* loss;               // [1], or null: more columns will come
+};
+
+struct CrossEntropyBwd {
+    const void* logits;  // [rows, cols], rows `stride` apart
+    int64_t stride;
+    DType dtype;             // of logits and dlogits
+    const int64_t* targets;  // [rows]
+    int64_t ignore_index;
+    const float* lse;          // [rows]
+    const float* dloss;        // [1]
+    const float* denominator;  // [1], or null: the number of targets that count
+    void* dlogits;             // [rows, cols], rows dlogits_stride apart; may be the logits
+    int64_t dlogits_stride;
+    int64_t rows, cols;
+    int64_t vocab;           // columns from here on are padding: their gradient is 0
+    int64_t first, classes;  // as in the forward
+    float smoothing;
+};
+
+struct AdamWTensor {
+    void* param;
+    const void* grad;
+    void* exp_avg;
+    void* exp_avg_sq;
+    int64_t size;
+    DType param_dtype, grad_dtype, moment_dtype;
+};
+
+struct AdamW {
+    const AdamWTensor* tensors;
+    int64_t count, step;
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+};
+
+struct GradTensor {
+    void* grad;
+    int64_t size;
+    DType dtype;
+};
+
+struct ClipGradNorm {
+    const GradTensor* tensors;
+    int64_t count;
+    double max_norm;
+    float* norm;  // [1], the norm before clipping
+};
+
 // One instruction set's kernels. False: no memory for the workspace.
 struct CpuKernels {
     bool (*attention_fwd)(const AttentionFwd&);
@@ -168,6 +228,10 @@ struct CpuKernels {
     bool (*gelu_bwd)(const GeluBwd&);
     bool (*embedding_fwd)(const EmbeddingFwd&);
     bool (*embedding_bwd)(const EmbeddingBwd&);
+    bool (*cross_entropy_fwd)(const CrossEntropyFwd&);
+    bool (*cross_entropy_bwd)(const CrossEntropyBwd&);
+    bool (*adamw_)(const AdamW&);
+    bool (*clip_grad_norm_)(const ClipGradNorm&);
 };
 
 }  // namespace tinygpt

@@ -14,5 +14,9 @@ bool gelu_fwd(const GeluFwd&);
 bool gelu_bwd(const GeluBwd&);
 bool embedding_fwd(const EmbeddingFwd&);
 bool embedding_bwd(const EmbeddingBwd&);
+bool cross_entropy_fwd(const CrossEntropyFwd&);
+bool cross_entropy_bwd(const CrossEntropyBwd&);
+bool adamw_(const AdamW&);
+bool clip_grad_norm_(const ClipGradNorm&);
 
 }  // namespace tinygpt::TINYGPT_ISA

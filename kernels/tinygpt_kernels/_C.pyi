@@ -189,6 +189,58 @@ def embedding_bwd(
     cols: int,
     scale: float,
 ) -> None: ...
+def cross_entropy_fwd(
+    logits: int,
+    stride: int,
+    dtype: int,
+    targets: int,
+    ignore_index: int,
+    rows: int,
+    cols: int,
+    first: int,
+    classes: int,
+    smoothing: float,
+    state: int,
+    denominator: int,
+    lse: int,
+    loss: int,
+) -> None: ...
+def cross_entropy_bwd(
+    logits: int,
+    stride: int,
+    dtype: int,
+    targets: int,
+    ignore_index: int,
+    lse: int,
+    dloss: int,
+    denominator: int,
+    dlogits: int,
+    dlogits_stride: int,
+    rows: int,
+    cols: int,
+    vocab: int,
+    first: int,
+    classes: int,
+    smoothing: float,
+) -> None: ...
+def adamw_(
+    params: list[int],
+    grads: list[int],
+    exp_avgs: list[int],
+    exp_avg_sqs: list[int],
+    sizes: list[int],
+    param_dtypes: list[int],
+    grad_dtypes: list[int],
+    moment_dtypes: list[int],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+) -> None: ...
+def clip_grad_norm_(grads: list[int], sizes: list[int], dtypes: list[int], max_norm: float, norm: int) -> None: ...
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...

@@ -5,7 +5,7 @@ what the kernels expect (device, dtype, strides) before they pass an address.
 """
 
 from ..dispatch import register_backend
-from . import attention, embedding, gelu, layer_norm  # noqa: F401
+from . import attention, cross_entropy, embedding, gelu, layer_norm, optimizer  # noqa: F401
 from .common import VARIABLE, isa, isas, missing
 
 __all__ = ["VARIABLE", "isa", "isas"]
