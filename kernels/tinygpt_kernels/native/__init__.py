@@ -10,7 +10,7 @@ from .common import VARIABLE, isa, isas, missing
 
 __all__ = ["VARIABLE", "isa", "isas"]
 
-register_backend("cpp", lambda device_type: f"its extension {missing}" if missing else None)
+register_backend("cpp", lambda device_type: f"its extension {missing}" if missing else None, CppProducts())
 register_backend(
     "cuda", lambda device_type: "this version of tinygpt holds no CUDA C++ kernels yet; use triton or torch"
 )
