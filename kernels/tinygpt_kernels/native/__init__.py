@@ -7,6 +7,7 @@ what the kernels expect (device, dtype, strides) before they pass an address.
 from ..dispatch import register_backend
 from . import attention, cross_entropy, embedding, gelu, layer_norm, optimizer  # noqa: F401
 from .common import VARIABLE, isa, isas, missing
+from .products import CppProducts
 
 __all__ = ["VARIABLE", "isa", "isas"]
 
