@@ -36,7 +36,37 @@ def test_fifty_steps_follow_the_reference(tmp_path, backend):
     assert max(abs(a - b) for a, b in zip(ours, reference, strict=True)) < 1e-3
     assert ours[-1] < ours[0] - 0.5
     if backend == "cpp":
-        assert trainer.kernels.served()["layer_norm"] == ("cpp",)
+        assert set(trainer.kernels.served().values()) == {("cpp",)}
+    assert trainer.gradients.how == ("by autograd" if backend == "torch" else "written out")
+
+
+def test_autograd_and_the_written_step_train_alike(tmp_path):
+    ours, _ = losses(small(tmp_path, backend="cpp"), 20)
+    theirs, trainer = losses(small(tmp_path, "training.autograd=true", backend="cpp"), 20)
+    assert trainer.gradients.how == "by autograd"
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
+def test_why_autograd_serves_is_said_once(tmp_path):
+    class Noting(Display):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, message):
+            self.notes.append(message)
+
+    def notes(*assignments, backend):
+        display = Noting()
+        Trainer(small(tmp_path, *assignments, backend=backend), display, None)
+        return [note for note in display.notes if "autograd" in note]
+
+    assert notes(backend="torch") == [
+        "gradients by autograd: layer_norm is on torch, which leaves the backward to autograd"
+    ]
+    assert notes("training.precision=bfloat16", backend="cpp") == [
+        "gradients by autograd: a step that is written out computes in float32"
+    ]
+    assert notes(backend="cpp") == notes("training.autograd=true", backend="cpp") == []
 
 
 def test_five_steps_with_nothing_but_triton_equal_the_reference(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ class Step:
         NotServed: another precision than float32, or an op is bound to `torch`, whose backward is PyTorch's autograd.
     """
 
-    name = "written out"
+    how = "written out"
 
     def __init__(self, model: GPT, optimizer: AdamW, batch_size: int, precision: torch.dtype = torch.float32) -> None:
         if precision != torch.float32:

@@ -19,7 +19,7 @@ class Autograd:
         compiled: run the model through torch.compile.
     """
 
-    name = "autograd"
+    how = "by autograd"
 
     def __init__(
         self, model: GPT, optimizer: AdamW, loss_scale: LossScale, precision: torch.dtype, *, compiled: bool

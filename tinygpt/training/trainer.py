@@ -198,6 +198,7 @@ class Trainer:
                 "parts": [asdict(part) for part in self.corpus.parts],
             },
             "backends": {op: list(served) for op, served in self.served.items()},
+            "gradients": self.gradients.how,
             "parameters": self.model.parameter_count(),
         }
 
@@ -333,7 +334,7 @@ class Trainer:
         return (
             {key: facts[key] for key in ("torch", "device", "gpu", "threads", "isa")}
             | served
-            | {"gradients": self.gradients.name}
+            | {"gradients": self.gradients.how}
         )
 
     def _title(self) -> str:
@@ -357,7 +358,7 @@ class Trainer:
             ("training", f"{t.steps} steps of {t.batch_size * t.accumulate} x {m.block_size} tokens, seed {self.config.seed}"),
             ("device", f"{self.device}, {str(self.precision).removeprefix('torch.')}, "
              f"{self.matmul_rate / 1e9:,.0f} GFLOP/s in large matrix products"),
-            ("backend", f"{self.config.backend} -> {served_by}"),
+            ("backend", f"{self.config.backend} -> {served_by}; gradients {self.gradients.how}"),
         ]  # fmt: skip
 
     @contextmanager
