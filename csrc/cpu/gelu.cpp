@@ -7,6 +7,10 @@
 // Without a bias, contiguous tensors are one long row, cut into pieces. With dbias, rows go in fixed chunks, each with
 // its own sums, added up at the end in the order of the chunks: the result does not depend on the number of threads.
 //
+// What lies a page ahead is asked for: the processor's own prefetching stops at the end of a page, and there is too
+// much arithmetic per element for it to catch up (5 to 15 % at 2048 x 512 and more; stores past the cache gained
+// nothing).
+//
 // Left out: storing gelu'(z) in the forward. It saves arithmetic that hides behind the memory anyway; a matrix product
 // whose epilogue has z at hand may do it.
 
@@ -21,6 +25,8 @@ namespace tinygpt::TINYGPT_ISA {
 namespace {
 
 constexpr int64_t kPiece = 4096;  // elements of a long row that go together: shared evenly, and no loop is short
+
+inline void ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 4096); }
 
 // The shape the work is done in: that of the tensors, or pieces of one long row, the last of which may be shorter.
 struct Shape {
@@ -45,10 +51,13 @@ void forward(const GeluFwd& a, const float* bias) {
         const T* x = static_cast<const T*>(a.x) + row * x_stride;
         T* y = static_cast<T*>(a.y) + row * shape.cols;
         const int64_t n = row + 1 == shape.rows ? shape.last : shape.cols;
+        const auto near = [&](int64_t c) { ahead(x + c), ahead(y + c); };
         if (bias)
-            for_columns(n, [&](auto get, auto put, int64_t c) { put(y + c, gelu<TANH>(get(x + c) + get(bias + c))); });
+            for_lines<T>(n, near, [&](auto get, auto put, int64_t c, int) {
+                put(y + c, gelu<TANH>(get(x + c) + get(bias + c)));
+            });
         else
-            for_columns(n, [&](auto get, auto put, int64_t c) { put(y + c, gelu<TANH>(get(x + c))); });
+            for_lines<T>(n, near, [&](auto get, auto put, int64_t c, int) { put(y + c, gelu<TANH>(get(x + c))); });
     }
 }
 
@@ -87,16 +96,20 @@ void backward(const GeluBwd& a, const float* bias, float* sums, int64_t chunks) 
         for (int64_t row = k * per_chunk; row < end; ++row) {
             const T* x = static_cast<const T*>(a.x) + row * x_stride;
             const T* dy = static_cast<const T*>(a.dy) + row * dy_stride;
-            T* dx = static_cast<T*>(a.dx) + row * shape.cols;
+            T* dx = a.dx ? static_cast<T*>(a.dx) + row * shape.cols : nullptr;
             const int64_t n = row + 1 == shape.rows ? shape.last : shape.cols;
+            const auto near = [&](int64_t c) {
+                ahead(x + c), ahead(dy + c);
+                if (dx) ahead(dx + c);
+            };
             const auto gradient = [&](auto get, int64_t c) {
                 const vf z = bias ? get(x + c) + get(bias + c) : get(x + c);
                 return get(dy + c) * gelu_derivative<TANH>(z);
             };
             if (own == nullptr)
-                for_columns(n, [&](auto get, auto put, int64_t c) { put(dx + c, gradient(get, c)); });
+                for_lines<T>(n, near, [&](auto get, auto put, int64_t c, int) { put(dx + c, gradient(get, c)); });
             else
-                for_columns(n, [&](auto get, auto put, int64_t c) {
+                for_lines<T>(n, near, [&](auto get, auto put, int64_t c, int) {
                     const vf d = gradient(get, c);
                     put(own + c, get(own + c) + d);
                     if (a.dx) put(dx + c, d);

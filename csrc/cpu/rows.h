@@ -46,6 +46,21 @@ inline void for_columns(int64_t n, Body body) {
         body([=](auto* p) { return load_first(p, rest); }, [=](auto* p, vf v) { store_first(p, v, rest); }, c);
 }
 
+// The same for rows of T, with `ahead(c)` once a cache line before it is worked on: there the caller asks for memory it
+// will soon need. `body(load, store, c, k)` also learns k < 4, which sum to add to where one chain would be too slow.
+template <class T, class Ahead, class Body>
+inline void for_lines(int64_t n, Ahead ahead, Body body) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    constexpr int K = kLine > 2 * W ? kLine / W : 2;
+    int64_t c = 0;
+    for (; c + K * W <= n; c += K * W) {
+        for (int64_t line = 0; line < K * W; line += kLine) ahead(c + line);
+        for (int k = 0; k < K; ++k)
+            body([](auto* p) { return load(p); }, [](auto* p, vf v) { store(p, v); }, c + k * W, k % 4);
+    }
+    for_columns(n - c, [&](auto get, auto put, int64_t at) { body(get, put, c + at, 0); });
+}
+
 // Sums over rows go in fixed chunks of rows, each with its own sums: the result does not depend on the number of
 // threads, and long sums lose less. 32 rows are few enough to share 768 rows among 2 threads evenly.
 inline int64_t chunks_of(int64_t rows) {

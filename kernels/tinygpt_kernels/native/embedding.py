@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, fits, in_rows, missing
+from .common import CODES, FLOATS, Buffers, address, contiguous_like, fits, in_rows, missing
 
 if not missing:
     from .. import _C
@@ -67,8 +67,8 @@ def embedding_bwd(
             f"{tuple(token.shape)} {token.dtype}"
         )
     if out is None:
-        dtoken = torch.empty(token.shape, dtype=token.dtype) if needs[1] else None
-        dposition = torch.empty(position.shape, dtype=token.dtype) if position is not None and needs[2] else None
+        dtoken = contiguous_like(token) if needs[1] else None
+        dposition = contiguous_like(position) if position is not None and needs[2] else None
     else:
         dtoken, dposition = out[1:3]
         for buffer, like in ((dtoken, token), (dposition, position)):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, code, fits, in_rows, missing
+from .common import CODES, FLOATS, Buffers, address, code, contiguous_like, fits, in_rows, missing
 
 if not missing:
     from .. import _C
@@ -27,7 +26,7 @@ def gelu_fwd(
     """
     x_rows, stride = in_rows(x)
     C = x.shape[-1]
-    y = torch.empty(x.shape, dtype=x.dtype) if out is None else fits("gelu", out[0], x.shape, x.dtype)
+    y = contiguous_like(x) if out is None else fits("gelu", out[0], x.shape, x.dtype)
     bias = None if bias is None else bias.contiguous()
     _C.gelu_fwd(
         x_rows.data_ptr(), stride, CODES[x.dtype], address(bias), code(bias), y.data_ptr(), approximate == "tanh",
@@ -58,8 +57,8 @@ def gelu_bwd(
         )
     C = x.shape[-1]
     if out is None:
-        dx = torch.empty(x.shape, dtype=x.dtype) if needs[0] else None
-        dbias = torch.empty(C, dtype=bias.dtype) if bias is not None and needs[1] else None
+        dx = contiguous_like(x) if needs[0] else None
+        dbias = contiguous_like(bias) if bias is not None and needs[1] else None
     else:
         dx, dbias = out
         for buffer, like in ((dx, x), (dbias, bias)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, code, fits, in_rows, missing
+from .common import CODES, FLOATS, Buffers, address, code, contiguous_like, fits, in_rows, missing
 
 if not missing:
     from .. import _C
@@ -28,8 +28,8 @@ def layer_norm_fwd(
     C = weight.shape[0]
     R = x.numel() // C
     if out is None:
-        y = torch.empty(x.shape, dtype=x.dtype)
-        mean, rstd = torch.empty(2, R).unbind()
+        y = contiguous_like(x)
+        mean, rstd = torch.empty(R, dtype=torch.float32), torch.empty(R, dtype=torch.float32)
     else:
         y, mean, rstd = out
         fits("layer_norm", y, x.shape, x.dtype)
@@ -78,8 +78,8 @@ def add_layer_norm_fwd(
     C = weight.shape[0]
     R = x.numel() // C
     if out is None:
-        y, h = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
-        mean, rstd = torch.empty(2, R).unbind()
+        y, h = contiguous_like(x), contiguous_like(x)
+        mean, rstd = torch.empty(R, dtype=torch.float32), torch.empty(R, dtype=torch.float32)
     else:
         y, h, mean, rstd = out
         fits("add_layer_norm", y, x.shape, x.dtype)
@@ -144,9 +144,9 @@ def _backward(
     weight = weight.contiguous()
     if out is None:
         need_x, need_weight, need_bias = needs
-        dx = torch.empty(x.shape, dtype=x.dtype) if need_x else None
-        dweight = torch.empty(C, dtype=weight.dtype) if need_weight else None
-        dbias = torch.empty(C, dtype=bias.dtype) if need_bias and bias is not None else None
+        dx = contiguous_like(x) if need_x else None
+        dweight = contiguous_like(weight) if need_weight else None
+        dbias = contiguous_like(bias) if need_bias and bias is not None else None
     else:
         dx, dweight, dbias = out
         for buffer, like in ((dx, x), (dweight, weight), (dbias, bias)):
