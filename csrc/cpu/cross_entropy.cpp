@@ -34,7 +34,6 @@ constexpr float kLowest = -3.4e38f;  // below every logit that counts; with -inf
 // too, or, in a row shorter than a vector, at its beginning.
 struct Edge {
     int64_t whole;  // elements in whole vectors
-    int64_t first;  // where the last vector lies
     vi inside;      // its lanes that no whole vector has
 };
 
@@ -44,7 +43,7 @@ inline Edge edge_of(int64_t n) {
     for (int i = 0; i < W; ++i) lane[i] = i;
     const int32_t low = n >= W ? static_cast<int32_t>(W - rest) : 0;
     const int32_t high = n >= W ? W : static_cast<int32_t>(rest);
-    return {n - rest, n >= W ? n - W : 0, (lane >= low) & (lane < high)};
+    return {n - rest, (lane >= low) & (lane < high)};
 }
 
 template <class T>
@@ -63,18 +62,17 @@ inline vf highest(const T* z, int64_t n, vf top) {
     return maximum(maximum(a[0], a[1]), maximum(a[2], a[3]));
 }
 
-inline float highest_lane(vf a) {
-    v4 part[W / 4];
-    std::memcpy(part, &a, sizeof a);
-    for (int i = 1; i < W / 4; ++i)
-        for (int k = 0; k < 4; ++k) part[0][k] = part[i][k] > part[0][k] ? part[i][k] : part[0][k];
-    const float x = part[0][0] > part[0][1] ? part[0][0] : part[0][1];
-    const float y = part[0][2] > part[0][3] ? part[0][2] : part[0][3];
-    return x > y ? x : y;
-}
-
 // e^x for a sum in which some term is 1: what is below e^-87 counts as e^-87. NaN stays NaN.
-inline vf exp_term(vf x) { return exp_within(choose(x < splat(kExpLow), splat(kExpLow), x)); }
+template <int N>
+inline void exp_terms(vf (&x)[N]) {
+    for (int k = 0; k < N; ++k) x[k] = maximum(splat(kExpLow), x[k]);
+    exp_within(x);
+}
+inline vf exp_term(vf x) {
+    vf one[1] = {x};
+    exp_terms(one);
+    return one[0];
+}
 
 struct Sums {
     float top, total, plain;  // largest z, sum of e^(z - top), sum of z
@@ -86,10 +84,13 @@ inline void add_terms(const T* z, int64_t n, vf top, vf& total, vf& plain) {
     vf sum[4] = {}, sum_z[4] = {};
     int64_t c = 0;
     for (; c + 4 * W <= n; c += 4 * W)
-        for (int k = 0; k < 4; ++k) {
-            const vf x = load(z + c + k * W);
-            sum[k] += exp_term(x - top);
-            if (Smoothed) sum_z[k] += x;
+        for (int k = 0; k < 4; k += 2) {
+            const vf x = load(z + c + k * W), y = load(z + c + k * W + W);
+            vf term[2] = {x - top, y - top};
+            exp_terms(term);
+            sum[k] += term[0];
+            sum[k + 1] += term[1];
+            if (Smoothed) sum_z[k] += x, sum_z[k + 1] += y;
         }
     for (; c < n; c += W) {
         const vf x = load(z + c);
@@ -109,7 +110,7 @@ inline Sums sums_of(const T* z, int64_t n, const Edge& edge) {
         top = choose(edge.inside & (last > top), last, top);
     }
     int64_t length = edge.whole < kBlock ? edge.whole : kBlock;
-    top = splat(highest_lane(highest(z, length, top)));
+    top = splat(largest(highest(z, length, top)));
     add_terms<Smoothed>(z, length, top, total, plain);
     for (int64_t c = length; c < edge.whole; c += length) {
         length = edge.whole - c < kBlock ? edge.whole - c : kBlock;
@@ -122,23 +123,28 @@ inline Sums sums_of(const T* z, int64_t n, const Edge& edge) {
         total += choose(edge.inside, exp_term(last - top), vf{});
         if (Smoothed) plain += choose(edge.inside, last, vf{});
     }
-    const float level = highest_lane(top);
+    const float level = largest(top);
     if (edge.whole > kBlock) total *= exp_term(top - splat(level));
     const vf both[4] = {total, plain, vf{}, vf{}};
     const v4 found = sums(both);
     return {level, found[0], found[1]};
 }
 
+// A row's lse and loss, from its sums, log(total), and how far its target's share of the loss lies below the top:
+// (1 - s) (top - z_t) + s (top - mean). Near differences of large numbers are exact; lse - z_t would not be.
+inline float lse_of(float top, float log_total, float total) {
+    if (top == __builtin_inff()) return top;
+    return top == kLowest && total == total ? -__builtin_inff() : top + log_total;
+}
+
+template <bool B>
+struct Bool {
+    static constexpr bool value = B;
+};
+
 struct State {
     double lse, rest;  // over the columns so far; the row's loss is their sum
 };
-
-inline double lse_of(const Sums& s) {
-    const double infinity = __builtin_inf();
-    if (s.top == __builtin_inff()) return infinity;
-    if (s.top == kLowest && s.total == s.total) return -infinity;
-    return static_cast<double>(s.top) + __builtin_logf(s.total);
-}
 
 // log(e^a + e^b)
 inline double merged(double a, double b) {
@@ -147,26 +153,56 @@ inline double merged(double a, double b) {
     return high + __builtin_log1p(__builtin_exp(low - high));
 }
 
-template <bool Smoothed, class T>
-void add_columns(const CrossEntropyFwd& a, State* state) {
+inline float one(const float* p) { return *p; }
+template <class T>
+inline float one(const T* p) {
+    return load_first(p, 1)[0];
+}
+
+// Calls `body(row, sums, chosen)` for every row, in parallel; chosen: the target's logit, or null.
+template <bool Smoothed, class T, class Body>
+inline void for_rows(const CrossEntropyFwd& a, Body body) {
     const Edge edge = edge_of(a.cols);
     [[maybe_unused]] const int threads = cpu::thread_count(a.rows, a.rows * a.cols);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t r = 0; r < a.rows; ++r) {
         const T* z = static_cast<const T*>(a.logits) + r * a.stride;
         const int64_t target = a.targets[r] - a.first;
-        const Sums s = sums_of<Smoothed>(z, a.cols, edge);
-        double part = 0.0;
-        if (a.targets[r] != a.ignore_index && target >= 0 && target < a.cols)
-            part -= (1.0 - a.smoothing) * load_first(z + target, 1)[0];
-        if (Smoothed) part -= static_cast<double>(a.smoothing) * s.plain / a.classes;
-        state[r] = a.first ? State{merged(state[r].lse, lse_of(s)), state[r].rest + part} : State{lse_of(s), part};
+        const bool here = a.targets[r] != a.ignore_index && target >= 0 && target < a.cols;
+        body(r, sums_of<Smoothed>(z, a.cols, edge), here ? z + target : nullptr);
     }
 }
 
-template <class T>
-void add_columns_of(const CrossEntropyFwd& a, State* state) {
-    a.smoothing > 0 ? add_columns<true, T>(a, state) : add_columns<false, T>(a, state);
+template <bool Smoothed, class T>
+void add_columns(const CrossEntropyFwd& a, State* state) {
+    for_rows<Smoothed, T>(a, [&](int64_t r, const Sums& s, const T* chosen) {
+        double part = chosen ? (a.smoothing - 1.0) * one(chosen) : 0.0;
+        if (Smoothed) part -= static_cast<double>(a.smoothing) * s.plain / a.classes;
+        const double lse = lse_of(s.top, __builtin_logf(s.total), s.total);
+        state[r] = a.first ? State{merged(state[r].lse, lse), state[r].rest + part} : State{lse, part};
+    });
+}
+
+template <bool Smoothed, class T>
+void add_whole_rows(const CrossEntropyFwd& a, float* top, float* total, float* below) {
+    const float inverse = 1.0f / a.classes;
+    for_rows<Smoothed, T>(a, [&](int64_t r, const Sums& s, const T* chosen) {
+        top[r] = s.top;
+        total[r] = s.total;
+        below[r] = chosen ? (1.0f - a.smoothing) * (s.top - one(chosen)) : __builtin_nanf("");
+        if (Smoothed) below[r] += a.smoothing * (s.top - s.plain * inverse);
+    });
+}
+
+// Calls `body<smoothed, type>()` for what the logits are.
+template <class Body>
+inline void with_type(const CrossEntropyFwd& a, Body body) {
+    const auto typed = [&](auto smoothed) {
+        if (a.dtype == DType::f32) body(smoothed, float{});
+        if (a.dtype == DType::f16) body(smoothed, half{});
+        if (a.dtype == DType::bf16) body(smoothed, bfloat{});
+    };
+    a.smoothing > 0 ? typed(Bool<true>{}) : typed(Bool<false>{});
 }
 
 int64_t counted_targets(const int64_t* targets, int64_t rows, int64_t ignore_index) {
@@ -184,18 +220,33 @@ float denominator_of(const float* given, const int64_t* targets, int64_t rows, i
 }  // namespace
 
 bool cross_entropy_fwd(const CrossEntropyFwd& a) {
-    State* state = reinterpret_cast<State*>(a.state ? a.state : cpu::workspace(4 * a.rows + 1));
-    if (state == nullptr) return false;
-    if (a.cols && a.dtype == DType::f32) add_columns_of<float>(a, state);
-    if (a.cols && a.dtype == DType::f16) add_columns_of<half>(a, state);
-    if (a.cols && a.dtype == DType::bf16) add_columns_of<bfloat>(a, state);
-    if (a.loss == nullptr) return true;
     double total = 0.0;
-    for (int64_t r = 0; r < a.rows; ++r) {
-        const int64_t target = a.targets[r];
-        a.lse[r] = static_cast<float>(state[r].lse);
-        if (target == a.ignore_index) continue;
-        total += target >= 0 && target < a.classes ? state[r].lse + state[r].rest : __builtin_nan("");
+    if (a.state) {
+        State* state = static_cast<State*>(a.state);
+        if (a.cols)
+            with_type(a, [&](auto smoothed, auto type) { add_columns<smoothed.value, decltype(type)>(a, state); });
+        if (a.loss == nullptr) return true;
+        for (int64_t r = 0; r < a.rows; ++r) {
+            const int64_t target = a.targets[r];
+            a.lse[r] = static_cast<float>(state[r].lse);
+            if (target == a.ignore_index) continue;
+            total += target >= 0 && target < a.classes ? state[r].lse + state[r].rest : __builtin_nan("");
+        }
+    } else {
+        const int64_t room = (a.rows + W - 1) / W * W;
+        float* top = cpu::workspace(3 * room + 1);
+        if (top == nullptr) return false;
+        float* sum = top + room;
+        float* below = sum + room;
+        with_type(
+            a, [&](auto smoothed, auto type) { add_whole_rows<smoothed.value, decltype(type)>(a, top, sum, below); });
+        for (int64_t r = 0; r < a.rows; r += W) {
+            const vf logs = log(load(sum + r));
+            for (int64_t i = 0; i < W && r + i < a.rows; ++i) {
+                a.lse[r + i] = lse_of(top[r + i], logs[i], sum[r + i]);
+                if (a.targets[r + i] != a.ignore_index) total += static_cast<double>(below[r + i]) + logs[i];
+            }
+        }
     }
     *a.loss = static_cast<float>(total / denominator_of(a.denominator, a.targets, a.rows, a.ignore_index));
     return true;
@@ -204,7 +255,13 @@ bool cross_entropy_fwd(const CrossEntropyFwd& a) {
 namespace {
 
 // e^x for x <= 0, or a little above; 0 below e^-87. NaN stays NaN.
-inline vf exp_or_zero(vf x) { return choose(x < splat(kExpLow), vf{}, exp_within(x)); }
+template <int N>
+inline void exp_or_zero(vf (&x)[N]) {
+    vf y[N];
+    for (int k = 0; k < N; ++k) y[k] = x[k];
+    exp_within(y);
+    for (int k = 0; k < N; ++k) x[k] = choose(x[k] < splat(kExpLow), vf{}, y[k]);
+}
 
 template <class T>
 inline void backward_row(const CrossEntropyBwd& a, const Edge& edge, int64_t r, float factor) {
@@ -213,11 +270,23 @@ inline void backward_row(const CrossEntropyBwd& a, const Edge& edge, int64_t r, 
     const int64_t n = a.vocab, target = a.targets[r] - a.first;
     const bool here = target >= 0 && target < n;
     const vf lse = splat(a.lse[r]), scale = splat(factor), level = splat(a.smoothing / a.classes * factor);
-    const auto gradient = [&](vf x) { return exp_or_zero(x - lse) * scale - level; };
-    const vf chosen = here ? load_first(z + target, 1) : vf{};
-    const vf last = edge.whole < n ? gradient(load_edge(z, n)) : vf{};
-    for (int64_t c = 0; c < edge.whole; c += W) store(dz + c, gradient(load(z + c)));
-    if (edge.whole < n) n >= W ? store(dz + edge.first, last) : store_first(dz, last, n);
+    const auto gradient = [&](vf x) {
+        vf p[1] = {x - lse};
+        exp_or_zero(p);
+        return p[0] * scale - level;
+    };
+    const vf chosen = here ? splat(one(z + target)) : vf{};
+    const int64_t whole = edge.whole;
+    const vf last = whole < n ? gradient(load_edge(z, n)) : vf{};
+    int64_t c = 0;
+    for (; c + 2 * W <= whole; c += 2 * W) {
+        vf p[2] = {load(z + c) - lse, load(z + c + W) - lse};
+        exp_or_zero(p);
+        store(dz + c, p[0] * scale - level);
+        store(dz + c + W, p[1] * scale - level);
+    }
+    if (c < whole) store(dz + c, gradient(load(z + c)));
+    if (whole < n) n >= W ? store(dz + n - W, last) : store_first(dz, last, n);
     // With the target's own p before it is rounded to 16 bits: p - 1 is what is left when both are nearly equal.
     if (here) store_first(dz + target, gradient(chosen) - splat((1.0f - a.smoothing) * factor), 1);
     if (n < a.cols) std::memset(dz + n, 0, (a.cols - n) * sizeof(T));

@@ -145,6 +145,13 @@ def linear_cross_entropy_fwd(
     slices, blocks = _slices(R, V), _blocks(R)
     hidden = hidden.float()
     memory = torch.empty(min(R, _ROWS) * slices[0][1], dtype=torch.float32)
+    if len(slices) == len(blocks) == 1:
+        logits = torch.mm(hidden, weight[:V].float().T, out=memory.view(R, V))
+        _C.cross_entropy_fwd(
+            logits.data_ptr(), V, 0, targets.data_ptr(), ignore_index, R, V, 0, V, label_smoothing, 0, address(denominator),
+            lse.data_ptr(), loss.data_ptr(),
+        )  # fmt: skip
+        return loss, lse
     state = torch.empty(R, 2, dtype=torch.float64)
     for first, last in slices:
         V_slice = last - first
