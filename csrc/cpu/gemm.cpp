@@ -4,25 +4,29 @@
 //
 // A and B have a row and a column stride each, so one function serves y = x W^T, dx = dy W and dW = dy^T x without a
 // transpose beforehand. The scheme is Goto's (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication,
-// 2008), cut down to what matrices of a few hundred columns need:
+// 2008), turned towards matrices of many rows and a few hundred columns.
 //
-//   tile      kMR x kNR numbers of C stay in registers through a block of K: kNV vectors of B are loaded and kMR
-//   numbers
-//             of A broadcast per step.
-//   B         is packed whole into panels [k][kNR]: a panel of one block of K stays in the first-level cache while all
-//             of a thread's rows go past it. Packing costs 1 part in M, and is shared among the threads.
-//   A         is read where it lies when its rows are contiguous (packing it costs 1 part in N, and N is small here),
-//   and
-//             packed into panels [k][kMR], a block at a time for the second-level cache, when they are not.
-//   K         goes in blocks of a size that depends on K alone; sums of earlier blocks wait in C. Threads share out
-//             tiles of C. So no number depends on how many threads there are.
+// Tile: kMR x kNR numbers of C stay in registers through a block of K; each step loads kNV vectors of B and broadcasts
+// kMR numbers of A.
+//
+// B: one panel [k][kNR] at a time is packed into the first-level cache, and all rows of a thread go past it. Every
+// thread packs the panels it needs: packing them once for all would cost a barrier and a trip through memory.
+//
+// A: read where it lies when its rows are contiguous and columns few; else packed into panels [k][kMR], as many as
+// kBlockA holds. That is more than the second-level cache has: a panel of A streams past faster than it is used (4
+// bytes a cycle), whereas fewer rows a block would mean packing B once more for each.
+//
+// K: in blocks of a size that depends on K alone; sums of earlier blocks wait in C. Threads share out tiles of C. So no
+// number depends on how many threads there are.
 //
 // What follows the product happens tile by tile: bias, an addend (the residual, or C itself to accumulate), a factor
 // (the stored slope of GELU, in the backward), or GELU itself, which also stores its slope: that is all its backward
-// needs. Addends join with the first block and may lie in C; factor and GELU come with the last one.
+// needs. Addends join with the first block and may lie in C; factor and GELU come with the last one. A plain product,
+// one with a bias and one with an addend go to C straight from registers; the others by way of the tile's 400 bytes in
+// the cache.
 //
-// Left out: packed weights kept between calls (packing is about 1 % at 768 rows, and weights change every step), and
-// matrices of few rows, for which packing B costs more than the product (PyTorch serves them; native/linear.py).
+// Left out: packed weights kept between calls (they change every step), and matrices of few rows, for which packing B
+// costs more than the product (native/linear.py leaves them to PyTorch).
 
 #include "gelu.h"
 #include "kernels.h"
@@ -46,10 +50,10 @@ constexpr int kMR = 4;
 constexpr int kNV = 2;
 constexpr int kNR = kNV * W;
 
-constexpr int64_t kBlockK = 256;            // a panel of B: 16 KB of 32 KB with AVX2
-constexpr int64_t kBlockA = 48 * 1024;      // floats of A that go past one panel: 192 KB of the second-level cache
-constexpr int64_t kPackedK = 8 * kBlockK;   // what is packed of B at a time, at most: this many rows
-constexpr int64_t kPackedFloats = 1 << 20;  // and about this much
+constexpr int64_t kBlockK = 256;         // a panel of B: 16 KB of the first-level cache's 32 KB with AVX2
+constexpr int64_t kBlockA = 192 * 1024;  // floats of A per block
+constexpr int64_t kNarrow = 192;         // with fewer columns than this packing A does not pay
+constexpr int64_t kAhead = 16;           // rows: a panel's rows lie too far apart for the hardware to foresee
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -112,25 +116,45 @@ inline void transpose(const v4* row, v4* turned) {
     turned[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
 
-// Copies `count` of kWidth lines of a panel, [k][kWidth], from lines `across` apart with steps of k `along` apart;
-// lines beyond are 0.
+// Copies `lines` lines, `across` apart with steps of k `along` apart, into panels [k][kWidth]; 0 beyond the last line.
 template <int kWidth>
-void pack(float* panel, const float* from, int64_t across, int64_t along, int64_t kc, int64_t count) {
-    int64_t k = 0;
-    if (count == kWidth && across == 1) {
-        for (; k < kc; ++k) std::memcpy(panel + k * kWidth, from + k * along, kWidth * sizeof(float));
-        return;
-    }
-    if (count == kWidth && along == 1 && kWidth % 4 == 0)
-        for (; k + 4 <= kc; k += 4)
-            for (int i = 0; i + 4 <= kWidth; i += 4) {
-                v4 row[4], turned[4];
-                for (int r = 0; r < 4; ++r) std::memcpy(&row[r], from + (i + r) * across + k, sizeof(v4));
-                transpose(row, turned);
-                for (int r = 0; r < 4; ++r) std::memcpy(panel + (k + r) * kWidth + i, &turned[r], sizeof(v4));
+void pack(float* panels, const float* from, int64_t across, int64_t along, int64_t kc, int64_t lines) {
+    const int64_t full = lines / kWidth;
+    int64_t p = 0;
+    if (across == 1) {
+        constexpr int64_t kTogether = 8;  // panels whose lines lie in the same cache lines
+        for (; p < full; p += kTogether)
+            for (int64_t k = 0; k < kc; ++k) {
+                __builtin_prefetch(from + p * kWidth + (k + kAhead) * along);
+                for (int64_t q = p; q < smaller(p + kTogether, full); ++q)
+                    std::memcpy(panels + (q * kc + k) * kWidth, from + q * kWidth + k * along, kWidth * sizeof(float));
             }
-    for (; k < kc; ++k)
-        for (int64_t i = 0; i < kWidth; ++i) panel[k * kWidth + i] = i < count ? from[i * across + k * along] : 0.0f;
+        p = full;
+    }
+    for (; p * kWidth < lines; ++p) {
+        float* panel = panels + p * kc * kWidth;
+        const float* start = from + p * kWidth * across;
+        int64_t k = 0;
+        if (p < full && along == 1)
+            for (; k + 4 <= kc; k += 4) {
+                for (int i = 0; i + 4 <= kWidth; i += 4) {
+                    v4 row[4], turned[4];
+                    for (int r = 0; r < 4; ++r) std::memcpy(&row[r], start + (i + r) * across + k, sizeof(v4));
+                    transpose(row, turned);
+                    for (int r = 0; r < 4; ++r) std::memcpy(panel + (k + r) * kWidth + i, &turned[r], sizeof(v4));
+                }
+                if (constexpr int i = kWidth / 4 * 4; i < kWidth) {  // two lines more
+                    v4 row[4] = {}, turned[4];
+                    for (int r = 0; r < 2; ++r) std::memcpy(&row[r], start + (i + r) * across + k, sizeof(v4));
+                    transpose(row, turned);
+                    for (int r = 0; r < 4; ++r)
+                        std::memcpy(panel + (k + r) * kWidth + i, &turned[r], 2 * sizeof(float));
+                }
+            }
+        for (; k < kc; ++k)
+            for (int64_t i = 0; i < kWidth; ++i)
+                panel[k * kWidth + i] = p * kWidth + i < lines ? start[i * across + k * along] : 0.0f;
+    }
 }
 
 // From `aside` [kMR][width] to rows x cols of C at (row, col), with all that follows the product.
@@ -178,66 +202,76 @@ void finish(const Gemm& g, const float* aside, int64_t width, int64_t row, int64
                     [&](auto, auto put, int64_t r, int64_t c, vf v) { put(g.c + r * g.c_row + c, v); });
 }
 
-// Tiles [tile_begin, tile_end) x panels [panel_begin, panel_end) of C[:, n0:n1], over one packed stretch of K.
-struct Share {
+// A thread's part of C: tiles of rows, and panels of columns.
+struct Part {
     int64_t tile_begin, tile_end, panel_begin, panel_end;
 };
 
-struct Stretch {
-    int64_t n0, n1, k0, k1;  // columns of B and rows of B that `packed` holds
-    int64_t block;           // of K
-    const float* packed;     // per block of K its panels, each [k][kNR], or [k][W] if the last has no more columns
-};
+// Floats of packed A per thread.
+int64_t own_floats(const Gemm& g, int64_t block) {
+    return larger(kMR * block, smaller(kBlockA, ceil_div(g.m, kMR) * kMR * block));
+}
 
-constexpr int64_t panel_width(int64_t columns) { return columns <= W ? W : kNR; }
-constexpr int64_t padded_columns(int64_t n) { return n / kNR * kNR + (n % kNR ? panel_width(n % kNR) : 0); }
-
-void compute(const Gemm& g, const Stretch& s, const Share& share, float* own) {
-    const int64_t padded = padded_columns(s.n1 - s.n0);
-    const bool packs = g.a_col != 1;
+// own: a block of A, then a panel of B.
+void compute(const Gemm& g, int64_t block, const Part& part, float* own) {
+    const bool packs = g.a_col != 1 || (part.panel_end - part.panel_begin) * kNR >= kNarrow;
+    float* const panel = own + own_floats(g, block);
     alignas(64) float aside[kMR * kNR];
-    for (int64_t k0 = s.k0;; k0 += s.block) {
-        const int64_t kc = smaller(s.block, s.k1 - k0);
+    for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += block) {  // K = 0 has one empty block
+        const int64_t kc = smaller(block, g.k - k0);
         const bool first = k0 == 0, last = k0 + kc >= g.k;
         const float* add = first ? (g.add ? g.add : g.bias) : g.c;
         const int64_t add_row = first ? (g.add ? g.add_row : 0) : g.c_row;
         const bool follows = (first && g.add && g.bias) || (last && (g.factor || g.activation != Activation::none));
-        const int64_t group = larger(1, kBlockA / (kMR * larger(1, kc)));  // tiles that stay in the second-level cache
-        for (int64_t t0 = share.tile_begin; t0 < share.tile_end; t0 += group) {
-            const int64_t t1 = smaller(t0 + group, share.tile_end);
-            for (int64_t t = t0; t < t1; ++t)
-                if (packs || (t + 1) * kMR > g.m)
-                    pack<kMR>(own + (t - t0) * kMR * kc, g.a + t * kMR * g.a_row + k0 * g.a_col, g.a_row, g.a_col, kc,
-                              smaller(kMR, g.m - t * kMR));
-            for (int64_t p = share.panel_begin; p < share.panel_end; ++p) {
-                const float* b = s.packed + (k0 - s.k0) * padded + p * kNR * kc;
-                const int64_t col = s.n0 + p * kNR, cols = smaller(kNR, s.n1 - col), width = panel_width(cols);
+        const int64_t group = larger(1, kBlockA / (kMR * larger(1, kc)));
+        for (int64_t t0 = part.tile_begin; t0 < part.tile_end; t0 += group) {
+            const int64_t t1 = smaller(t0 + group, part.tile_end);
+            const int64_t packed_from = packs ? t0 : g.m / kMR;  // the incomplete tile is always packed
+            if (packed_from < t1) {
+                const int64_t row = packed_from * kMR;
+                pack<kMR>(own, g.a + row * g.a_row + k0 * g.a_col, g.a_row, g.a_col, kc, smaller(t1 * kMR, g.m) - row);
+            }
+            for (int64_t p = part.panel_begin; p < part.panel_end; ++p) {
+                const int64_t col = p * kNR, cols = smaller(kNR, g.n - col), width = cols <= W ? W : kNR;
+                const float* b = g.b + k0 * g.b_row + col * g.b_col;
+                width == W ? pack<W>(panel, b, g.b_col, g.b_row, kc, cols)
+                           : pack<kNR>(panel, b, g.b_col, g.b_row, kc, cols);
                 for (int64_t t = t0; t < t1; ++t) {
                     const int64_t row = t * kMR, rows = smaller(kMR, g.m - row);
-                    const bool packed = packs || rows < kMR, whole = rows == kMR && cols == width && !follows;
-                    const float* a = packed ? own + (t - t0) * kMR * kc : g.a + row * g.a_row + k0;
+                    const bool packed = t >= packed_from, whole = rows == kMR && cols == width && !follows;
+                    const float* a = packed ? own + (t - packed_from) * kMR * kc : g.a + row * g.a_row + k0;
                     const Tile target{g.c + row * g.c_row + col, g.c_row, add ? add + row * add_row + col : nullptr,
                                       add_row};
                     float* to = whole ? nullptr : aside;
                     if (width == kNR)
-                        packed ? multiply<kNV, true>(a, 0, b, kc, target, to)
-                               : multiply<kNV, false>(a, g.a_row, b, kc, target, to);
+                        packed ? multiply<kNV, true>(a, 0, panel, kc, target, to)
+                               : multiply<kNV, false>(a, g.a_row, panel, kc, target, to);
                     else
-                        packed ? multiply<1, true>(a, 0, b, kc, target, to)
-                               : multiply<1, false>(a, g.a_row, b, kc, target, to);
+                        packed ? multiply<1, true>(a, 0, panel, kc, target, to)
+                               : multiply<1, false>(a, g.a_row, panel, kc, target, to);
                     if (!whole) finish(g, aside, width, row, rows, col, cols, first, last);
                 }
             }
         }
-        if (k0 + kc >= s.k1) break;  // not at the top: K = 0 has one empty block
     }
 }
 
-// Share `part` of row_parts * column_parts.
-Share share_of(int64_t part, int64_t tiles, int64_t panels, int64_t row_parts, int64_t column_parts) {
-    const int64_t r = part / column_parts, c = part % column_parts;
-    return {tiles * r / row_parts, tiles * (r + 1) / row_parts, panels * c / column_parts,
-            panels * (c + 1) / column_parts};
+// Into how many parts rows are cut, and columns into threads / that: cycles per step of K, for products and for
+// packing, of the thread that has most to do.
+int64_t row_parts(const Gemm& g, int64_t threads) {
+    const int64_t tiles = ceil_div(g.m, kMR), panels = ceil_div(g.n, kNR);
+    int64_t best = threads;
+    double least = 0;
+    for (int64_t r = threads; r >= 1; --r) {
+        if (threads % r) continue;
+        const int64_t rows = ceil_div(tiles, r) * kMR, cols = ceil_div(panels, threads / r) * kNR;
+        const double cycles = double(rows) * cols / (2 * W) + 0.5 * cols + 0.5 * rows;
+        if (r == threads || cycles < least) {
+            best = r;
+            least = cycles;
+        }
+    }
+    return best;
 }
 
 }  // namespace
@@ -245,46 +279,18 @@ Share share_of(int64_t part, int64_t tiles, int64_t panels, int64_t row_parts, i
 bool gemm(const Gemm& g) {
     if (g.m == 0 || g.n == 0) return true;
     const int64_t blocks = larger(1, ceil_div(g.k, kBlockK)), block = larger(1, ceil_div(ceil_div(g.k, blocks), 4) * 4);
-    const int64_t stretch_k = larger(block, kPackedK / block * block);
-    const int64_t stretch_n = larger(kNR, kPackedFloats / smaller(stretch_k, larger(1, g.k)) / kNR * kNR);
-    const int64_t tiles = ceil_div(g.m, kMR), widest = ceil_div(smaller(g.n, stretch_n), kNR);
-    const int threads = cpu::thread_count(tiles * widest, g.m * g.n * (g.k / 16 + 1));
-
-    const int64_t packed_floats = smaller(stretch_k, g.k) * padded_columns(smaller(stretch_n, g.n));
-    const int64_t own_floats = larger(kBlockA, kMR * block);
-    float* buffer = cpu::workspace(packed_floats + threads * own_floats);
+    const int64_t tiles = ceil_div(g.m, kMR), panels = ceil_div(g.n, kNR);
+    const int threads = cpu::thread_count(tiles * panels, g.m * g.n * (g.k / 16 + 1));
+    const int64_t own = own_floats(g, block) + kNR * block;
+    float* buffer = cpu::workspace(threads * own);
     if (buffer == nullptr) return false;
-    float* const own = buffer + packed_floats;
-
-    for (int64_t n0 = 0; n0 < g.n; n0 += stretch_n)
-        for (int64_t k0 = 0; k0 == 0 || k0 < g.k; k0 += stretch_k) {
-            const Stretch s{n0, smaller(n0 + stretch_n, g.n), k0, smaller(k0 + stretch_k, g.k), block, buffer};
-            const int64_t panels = ceil_div(s.n1 - s.n0, kNR), padded = padded_columns(s.n1 - s.n0);
-            const int64_t packs = panels * ceil_div(s.k1 - s.k0, block);
-            // Rows or columns, whichever leaves the least for the busiest thread.
-            int64_t row_parts = threads, best = ceil_div(tiles, threads) * panels;
-            for (int64_t r = threads - 1; r >= 1; --r)
-                if (threads % r == 0 && ceil_div(tiles, r) * ceil_div(panels, threads / r) < best) {
-                    row_parts = r;
-                    best = ceil_div(tiles, r) * ceil_div(panels, threads / r);
-                }
-#pragma omp parallel num_threads(threads) if (threads > 1)
-            {
-#pragma omp for schedule(static)
-                for (int64_t i = 0; i < packs; ++i) {
-                    const int64_t from = s.k0 + i / panels * block, kc = smaller(block, s.k1 - from);
-                    const int64_t col = s.n0 + i % panels * kNR, cols = smaller(kNR, s.n1 - col);
-                    float* panel = buffer + (from - s.k0) * padded + i % panels * kNR * kc;
-                    const float* b = g.b + from * g.b_row + col * g.b_col;
-                    panel_width(cols) == kNR ? pack<kNR>(panel, b, g.b_col, g.b_row, kc, cols)
-                                             : pack<W>(panel, b, g.b_col, g.b_row, kc, cols);
-                }
-#pragma omp for schedule(static)
-                for (int64_t part = 0; part < threads; ++part)
-                    compute(g, s, share_of(part, tiles, panels, row_parts, threads / row_parts),
-                            own + part * own_floats);
-            }
-        }
+    const int64_t down = row_parts(g, threads), across = threads / down;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < threads; ++i) {
+        const int64_t r = i / across, c = i % across;
+        compute(g, block, {tiles * r / down, tiles * (r + 1) / down, panels * c / across, panels * (c + 1) / across},
+                buffer + i * own);
+    }
     return true;
 }
 

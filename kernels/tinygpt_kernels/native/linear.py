@@ -22,7 +22,7 @@ _ACTIVATIONS = {"none": 1, "tanh": 2}  # GELU's forms by PyTorch's names, as the
 
 
 def is_faster(M: int, N: int, K: int) -> bool:
-    """Whether these functions beat `torch.mm(out=)` at the product [M, K] [K, N]: measured by benchmarks/bench_linear.py.
+    """Whether these functions beat `torch.mm(out=)` at the product [M, K] [K, N]; measured by benchmarks/bench_linear.py.
 
     The forward is (R, N, K), the input's gradient (R, K, N), the weight's (N, K, R). Few rows do not repay the packing.
     """
