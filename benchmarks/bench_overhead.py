@@ -7,9 +7,9 @@ The kernel here does nothing, so that nothing but the interface is left. Bars: 1
 
 import pytest
 import torch
-from timing import interleaved, median
 
 from tinygpt_kernels import dispatch, op, ops
+from tinygpt_kernels.timing import interleaved, median
 
 BARS_US = {"without gradient": 10.0, "with gradient": 30.0}
 

@@ -18,14 +18,17 @@ from .dispatch import Call, all_ops
 from .spec import known_backends
 from .workloads import Work, Workload
 
-FORWARD, BOTH = "forward", "forward+backward"
+# The op without gradients; the op under autograd; the pair of kernels over buffers that are there, as a written-out step runs it.
+FORWARD, BOTH, KERNELS = "forward", "forward+backward", "kernels alone"
 Times = dict[str, list[float]]
 _TIE = 1.02  # below this ratio of medians nobody is called faster than torch
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found. Seconds per call, one figure per round, by pass (forward, forward+backward) and backend.
+    """What was found. Seconds per call, one figure per round, by pass (forward, forward+backward, kernels alone) and backend.
+
+    A backend without kernels of its own stands among the kernels with its forward and backward: that is what it costs there.
 
     copies: of a copy that moves as many bytes as the pass, taken in the same rounds; only where the work is bytes.
     matmul_rate: FLOP/s of a large product, measured once per process. refused, wrong: who was not timed, and why.
@@ -46,7 +49,7 @@ class Measurement:
 
     def amount(self, pass_: str) -> float:
         """Operations or bytes of one pass."""
-        return self.work.forward + (self.work.backward if pass_ == BOTH else 0.0)
+        return _amount(self.work, pass_)
 
     def rate(self, pass_: str, name: str) -> float:
         """Operations or bytes per second."""
@@ -56,7 +59,7 @@ class Measurement:
         """What this machine does at most: its large matrix product's rate, or a copy's of the same size."""
         if self.work.unit == "FLOP":
             return self.matmul_rate
-        return self.amount(pass_) / timing.median(self.copies[pass_])
+        return self.amount(pass_) / timing.median(self.copies[FORWARD if pass_ == FORWARD else BOTH])
 
     def ratio(self, pass_: str, name: str, peer: str = "torch") -> float | None:
         """How many times faster than a peer; None when that was not timed."""
@@ -78,17 +81,21 @@ class Measurement:
     def call(self, pass_: str) -> Call:
         """The kind of call that a pass is."""
         args, kwargs = unseeded(self.workload, self.dtype, self.device)
-        return all_ops()[self.workload.op].call(*args, grad=pass_ == BOTH, **kwargs)
+        return all_ops()[self.workload.op].call(*args, grad=pass_ != FORWARD, **kwargs)
 
     def auto(self, pass_: str) -> str:
         """What `auto` picks for it now."""
         return dispatch.choose(self.call(pass_), ("auto",)).backend
 
     def findings(self) -> list[saved.Entry]:
-        """What there is to remember of it. Needs `torch` among what was timed."""
+        """What there is to remember of it; nothing without `torch` among what was timed.
+
+        Of calls with gradients the kernels alone decide: a training step runs those, and has to leave everything to autograd when
+        one op is on `torch`. Under autograd a small op can be slower than PyTorch's, by what a function in Python costs.
+        """
         entries = []
         for pass_, times in self.seconds.items():
-            if "torch" in times:
+            if "torch" in times and not (pass_ == BOTH and KERNELS in self.seconds):
                 order = self.ranking(pass_)
                 ratio = (self.ratio(pass_, order[0]) if order else None) or 1.0
                 entries.append(saved.entry(self.call(pass_), order, round(ratio, 3)))
@@ -97,12 +104,14 @@ class Measurement:
 
 def measure(
     workload: Workload, backends: Sequence[str], dtype: torch.dtype = torch.float32, device: str = "cpu", *,
-    others: Mapping[str, Callable[..., Any]] | None = None, rounds: int = 25, budget: float = 20.0,
+    others: Mapping[str, Callable[..., Any]] | None = None, pairs: Mapping[str, timing.Run] | None = None,
+    rounds: int = 25, budget: float = 20.0,
 ) -> Measurement:  # fmt: skip
     """Gate, then time backends and other functions on one workload.
 
     Args:
         others: functions with the op's signature, timed beside the backends; held to the same gate.
+        pairs: of these, forward and backward without autograd, timed among the kernels.
         rounds, budget: as in timing.interleaved.
     """
     op = all_ops()[workload.op]
@@ -124,10 +133,12 @@ def measure(
     for name, run in runs.items():
         for pass_, closure in passes(workload, run, dtype, device).items():
             candidates[pass_, name] = closure
+        pair = kernels(workload, name, dtype, device) if name in backends else (pairs or {}).get(name)
+        if pair:
+            candidates[KERNELS, name] = pair
     if work.unit == "B":
-        for pass_ in dict.fromkeys(pass_ for pass_, _ in candidates):
-            moved = work.forward + (work.backward if pass_ == BOTH else 0.0)
-            candidates[pass_, ""] = timing.copy(moved, device)
+        for pass_ in {FORWARD, BOTH} & {pass_ for pass_, _ in candidates}:
+            candidates[pass_, ""] = timing.copy(_amount(work, pass_), device)
     times = timing.interleaved(
         {f"{pass_}/{name}": run for (pass_, name), run in candidates.items()},
         rounds=rounds,
@@ -138,6 +149,8 @@ def measure(
     for pass_, name in candidates:
         if name:
             seconds.setdefault(pass_, {})[name] = times[f"{pass_}/{name}"]
+    if KERNELS in seconds:
+        seconds[KERNELS] = seconds[BOTH] | seconds[KERNELS]
     copies = {pass_: times[f"{pass_}/"] for pass_, name in candidates if not name}
     return Measurement(workload, dtype, device, torch.get_num_threads(), work, seconds, copies,
                        matmul_rate(device, dtype), refused, wrong, None if gated == workload else gated)  # fmt: skip
@@ -201,6 +214,33 @@ def passes(workload: Workload, run: Callable[..., Any], dtype: torch.dtype, devi
     return {FORWARD: forward, BOTH: both}
 
 
+def kernels(workload: Workload, backend: str, dtype: torch.dtype, device: str) -> timing.Run | None:
+    """A backend's forward and backward kernels into buffers; None where it has no such pair, or the op no gradient."""
+    op = all_ops()[workload.op]
+    impl = dispatch.impls[workload.op, backend]
+    if impl.fwd is None or impl.bwd is None or op.in_place:
+        return None
+    fwd, bwd = impl.fwd, impl.bwd
+    args, kwargs = unseeded(workload, dtype, device)
+    if dict(workload.sizes).get("dropout"):
+        kwargs["seed"] = torch.ones(1, dtype=torch.int64, device=device)
+    flat = op.flatten(*args, **kwargs)
+    tensors, rest = flat[: op.tensors], flat[op.tensors :]
+    needs = tuple(isinstance(t, Tensor) and t.is_floating_point() for t in tensors)
+    with torch.no_grad():
+        results = fwd(*flat)
+        upstream = [torch.randn_like(o) for o in results[: op.outputs]]
+        kept = results if op.saves_outputs else results[op.outputs :]
+        gradients = bwd(*upstream, *tensors, *kept, *rest, needs=needs)
+
+    def run() -> None:
+        with torch.no_grad():
+            fwd(*flat, out=results)
+            bwd(*upstream, *tensors, *kept, *rest, needs=needs, out=gradients)
+
+    return run
+
+
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """timing.matmul_rate, once for each number of threads."""
     return _matmul_rate(device, dtype, torch.get_num_threads())
@@ -209,6 +249,10 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 @lru_cache
 def _matmul_rate(device: str, dtype: torch.dtype, threads: int) -> float:
     return timing.matmul_rate(device, dtype)
+
+
+def _amount(work: Work, pass_: str) -> float:
+    return work.forward + (0.0 if pass_ == FORWARD else work.backward)
 
 
 def _clearly_faster(torchs: list[float], others: list[float]) -> bool:

@@ -42,7 +42,7 @@ class Rule:
         )
 
 
-# benchmarks/bench_layer_norm.py, op with autograd against PyTorch's, 1 and 2 threads of an AVX-512 machine, rows 768 to 4096:
+# As benchmarks/bench_ops.py measures: op with autograd against PyTorch's, 1 and 2 threads of an AVX-512 machine, rows 768 to 4096:
 # float32 x1.06 to x1.25 at C = 768, but x0.87 to x1.16 at 128 and 384, where an autograd function in Python costs 30 µs more
 # than PyTorch's own and eats what the kernels gain (x1.3 to x1.8 by themselves); bfloat16 x1.08 to x1.65 at 128, 384 and 768.
 RULES: tuple[Rule, ...] = (

@@ -39,8 +39,9 @@ def test_the_table_names_winner_and_choice_and_keeps_nothing_unasked(cli):
     assert answer.code == 0
     assert answer.err == ""
     assert max(map(len, answer.out.splitlines())) <= 80
-    assert "forward+backward: cpp wins, auto picks torch" in answer.out.replace("\n", " ")
-    assert "its own" not in answer.out  # a copy is this op's ceiling
+    assert "fastest: forward cpp; forward+backward cpp; kernels alone cpp" in answer.out.replace("\n", " ")
+    assert "auto picks torch forward, torch with gradients" in answer.out
+    assert "ceiling: a copy of as many bytes" in answer.out
     assert "2.00" in answer.out
     assert not saved.path().exists()
     assert auto() == "torch"

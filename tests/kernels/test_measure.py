@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinygpt_kernels import measure, ops, saved, timing
-from tinygpt_kernels.measure import BOTH, FORWARD
+from tinygpt_kernels import dispatch, measure, ops, saved, timing
+from tinygpt_kernels.measure import BOTH, FORWARD, KERNELS
 from tinygpt_kernels.workloads import default_workloads, workload
 
 SMALL = workload("layer_norm", "R=9,C=8")
@@ -81,6 +81,48 @@ def test_reference_never_wins(clock):
     found = measure.measure(SMALL, ["torch", "reference"])
     assert found.winner(BOTH) == "torch"
     assert [entry.order for entry in found.findings()] == [(), ()]
+
+
+def test_of_calls_with_gradients_the_kernels_alone_decide(monkeypatch):
+    def interleaved(candidates, **options):
+        seconds = {f"{BOTH}/cpp": 3.0, f"{KERNELS}/cpp": 1.0}
+        return {name: [seconds.get(name, 2.0)] * 8 for name in candidates}
+
+    monkeypatch.setattr(timing, "interleaved", interleaved)
+    found = measure.measure(SMALL, ["torch", "cpp"])
+    assert (found.winner(FORWARD), found.winner(BOTH), found.winner(KERNELS)) == ("torch", "torch", "cpp")
+    assert found.ratio(KERNELS, "cpp") == 2.0
+    assert [(entry.grad, entry.order) for entry in found.findings()] == [(False, ()), (True, ("cpp",))]
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "add_layer_norm", "gelu", "embedding"])
+def test_kernels_alone_compute_what_the_op_does(op):
+    small = {
+        "layer_norm": "R=9,C=8,bias=1",
+        "add_layer_norm": "R=9,C=8",
+        "gelu": "R=9,C=8,bias=1",
+        "embedding": "B=2,T=3,V=7,C=8",
+    }
+    found = workload(op, small[op])
+    run = measure.kernels(found, "cpp", torch.float32, "cpu")
+    cells = dict(zip(run.__code__.co_freevars, (cell.cell_contents for cell in run.__closure__), strict=True))
+    for tensor in (*cells["results"], *(g for g in cells["gradients"] if g is not None)):
+        tensor.fill_(float("nan"))
+    run()
+    args, kwargs = measure.unseeded(found, torch.float32, "cpu")
+    op = dispatch.all_ops()[op]
+    flat = [
+        t.requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+        for t in op.flatten(*args, **kwargs)
+    ]
+    outputs = op.on("torch")(**dict(zip(op.order, flat, strict=True)))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    leaves = [t for t in flat if isinstance(t, torch.Tensor) and t.requires_grad]
+    expected = torch.autograd.grad(outputs, leaves, cells["upstream"])
+    for ours, theirs in zip(cells["results"], outputs):  # noqa: B905  results hold what is saved, too
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip((g for g in cells["gradients"] if g is not None), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_findings_speak_of_the_call_a_model_makes(clock):

@@ -156,6 +156,7 @@ def _print(console: Console, m: Measurement) -> None:
     from rich.table import Table
 
     from tinygpt_kernels import timing
+    from tinygpt_kernels.measure import BOTH, FORWARD
 
     unit, scale = f"G{m.work.unit}/s", 1e9
     ceiling = "its own large matrix product" if m.work.unit == "FLOP" else "a copy of as many bytes"
@@ -173,9 +174,12 @@ def _print(console: Console, m: Measurement) -> None:
                 style="green" if name == m.winner(pass_) else None,
             )  # fmt: skip
     console.print(table)
-    for pass_ in m.seconds:
-        console.print(f"{pass_}: {escape(m.winner(pass_))} wins, auto picks {escape(m.auto(pass_))}; "
-                      f"ceiling {m.ceiling(pass_) / scale:.1f} {unit}, {ceiling}")  # fmt: skip
+    ceilings = list(dict.fromkeys(f"{m.ceiling(pass_) / scale:.1f}" for pass_ in m.seconds))
+    console.print(f"ceiling: {ceiling}, {' and '.join(ceilings)} {unit}", style="dim")
+    console.print("fastest: " + "; ".join(f"{pass_} {escape(m.winner(pass_))}" for pass_ in m.seconds))
+    picked = [f"{escape(m.auto(FORWARD))} forward"]
+    picked += [f"{escape(m.auto(BOTH))} with gradients"] if BOTH in m.seconds else []
+    console.print(f"auto picks {', '.join(picked)}")
     for name, why in m.wrong.items():
         console.print(f"[bold red]{escape(name)} is wrong and was not timed:[/] {escape(why)}")
     for name, why in m.refused.items():
