@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -223,11 +224,8 @@ def test_the_stub_says_what_the_module_has():
     assert sorted(described) == sorted(public)
     for name, arguments in described.items():
         signature = getattr(_C, name).__doc__.splitlines()[0]
-        found = [
-            part.split(":")[0].strip()
-            for part in signature[signature.index("(") + 1 : signature.rindex(")")].split(",")
-        ]
-        assert [a for a in found if a] == arguments, name
+        found = re.findall(r"(\w+): ", signature[signature.index("(") : signature.rindex(")")])
+        assert found == arguments, name
 
 
 def test_a_missing_extension_is_a_reason_with_the_remedy():
