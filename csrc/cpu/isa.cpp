@@ -15,6 +15,8 @@ TINYGPT_DECLARE(baseline)
 #endif
 #ifdef TINYGPT_HAS_avx2
 TINYGPT_DECLARE(avx2)
+#endif
+#ifdef TINYGPT_HAS_avx512
 TINYGPT_DECLARE(avx512)
 #endif
 
@@ -36,6 +38,8 @@ const Candidate candidates[] = {
 #ifdef TINYGPT_HAS_avx2
     {"avx2", &avx2::cpu_kernels,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+#endif
+#ifdef TINYGPT_HAS_avx512
     {"avx512", &avx512::cpu_kernels,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -15,15 +15,6 @@
 #include <arm_neon.h>
 #endif
 
-// Masked loads and stores hide from AddressSanitizer whatever they touch: its builds do without.
-#if defined(__SANITIZE_ADDRESS__)
-#define TINYGPT_NO_MASKS
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define TINYGPT_NO_MASKS
-#endif
-#endif
-
 namespace tinygpt::TINYGPT_ISA {
 namespace {
 
@@ -282,9 +273,9 @@ inline uint64_t packed(const T* p, int64_t n) {
 // The first n < W elements; the other lanes are 0, and nothing beyond the n is touched. What narrow stores have just
 // written is not there yet for a wide load (9 ns on Zen 3 for one short row's end): so no array is filled on the way.
 inline vf load_first(const float* p, int64_t n) {
-#if defined(__AVX512F__) && !defined(TINYGPT_NO_MASKS)
+#if defined(__AVX512F__) && !defined(TINYGPT_SANITIZED)
     return bits_as<vf>(_mm512_maskz_loadu_ps((1u << n) - 1, p));
-#elif defined(__AVX2__) && !defined(TINYGPT_NO_MASKS)
+#elif defined(__AVX2__) && !defined(TINYGPT_SANITIZED)
     return bits_as<vf>(_mm256_maskload_ps(p, bits_as<__m256i>(first_lanes(n))));
 #else
     float parts[W] = {};
@@ -308,7 +299,7 @@ inline vf load_first(const T* p, int64_t n) {
 // A masked store of AVX2 costs Zen 3 more than these pieces (5 ns against 1 to 2); they are read where one store wrote.
 template <class T>
 inline void store_first(T* p, vf a, int64_t n) {
-#if defined(__AVX512F__) && !defined(TINYGPT_NO_MASKS)
+#if defined(__AVX512F__) && !defined(TINYGPT_SANITIZED)
     if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, (1u << n) - 1, bits_as<__m512>(a));
 #endif
     T parts[W];
