@@ -2,6 +2,10 @@
 
 #include <atomic>
 
+#ifdef TINYGPT_HAS_avx2
+#include <cpuid.h>
+#endif
+
 namespace tinygpt {
 
 #define TINYGPT_DECLARE(name)            \
@@ -29,6 +33,13 @@ struct Candidate {
     bool (*supported)();
 };
 
+#ifdef TINYGPT_HAS_avx2
+bool has_f16c() {  // Clang 14 does not know it by name
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const Candidate candidates[] = {
 #ifdef TINYGPT_HAS_neon
     {"neon", &neon::cpu_kernels, [] { return true; }},
@@ -37,14 +48,14 @@ const Candidate candidates[] = {
 #endif
 #ifdef TINYGPT_HAS_avx2
     {"avx2", &avx2::cpu_kernels,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }},
 #endif
 #ifdef TINYGPT_HAS_avx512
     {"avx512", &avx512::cpu_kernels,
      [] {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                __builtin_cpu_supports("fma") && has_f16c();
      }},
 #endif
 };
