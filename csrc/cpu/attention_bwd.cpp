@@ -19,6 +19,9 @@ namespace {
 
 using cpu::workspace;
 
+// Rows of a block of queries whose scores are made and used while they stay in the first-level cache.
+constexpr int64_t kStripe = 24 / kRows * kRows;
+
 struct BackwardSizes {
     int64_t rows;    // queries per block, whole tiles
     int64_t blocks;  // blocks of queries per head
@@ -39,7 +42,7 @@ struct BackwardSizes {
     }
     int64_t floats(const AttentionBwd& a) const {
         const int64_t queries = a.H / a.K * a.T;
-        return 2 * keys * a.D + (3 * keys + 2 * kRows + 3 * rows) * pitch + 2 * rows * score_pitch + 2 * (queries + W) +
+        return 2 * keys * a.D + (3 * keys + 2 * kRows + 3 * rows) * pitch + 2 * rows * score_pitch + queries + W +
                (sums_dq ? queries * sum_pitch : 0) + keys + 64 + kCols * round_up(a.D, W);
     }
 };
@@ -91,7 +94,8 @@ struct BackwardHead {
     const BackwardSizes& z;
     const int64_t b, kv;
     const Sight sight;
-    float *keys, *values, *key_rows, *dk, *dv, *q, *dy, *dq, *scores, *grads, *delta, *lse, *dq_sums, *kept, *spare;
+    int64_t touched;  // keys of this block whose sums have begun
+    float *keys, *values, *key_rows, *dk, *dv, *q, *dy, *dq, *scores, *grads, *delta, *dq_sums, *kept, *spare;
 
     BackwardHead(const AttentionBwd& a, const BackwardSizes& z, int64_t b, int64_t kv, float* memory)
         : a(a), z(z), b(b), kv(kv), sight(a, b) {
@@ -114,28 +118,33 @@ struct BackwardHead {
         kept = take(z.keys + 64);
         spare = take(kCols * round_up(a.D, W));
         delta = take(queries + W);
-        lse = take(queries + W);
         dq_sums = z.sums_dq ? take(queries * z.sum_pitch) : nullptr;
     }
 
-    void statistics() {
-        const int64_t group = a.H / a.K;
-        for (int64_t g = 0; g < group; ++g) {
-            const int64_t h = kv * group + g;
-            const float* saved = a.lse + (b * a.H + h) * a.T;
-            for (int64_t t = 0; t < a.T; ++t) lse[g * a.T + t] = sight.keys(t) ? saved[t] : 0.0f;
-            for (int64_t first = 0; first < a.T; first += 4) {
-                vf part[4] = {};
-                for (int64_t i = 0; i < least(4, a.T - first); ++i) {
-                    const T* y = at<T>(a.y, b, first + i, h);
-                    const T* dy = at<T>(a.dy, b, first + i, h);
-                    int64_t d = 0;
-                    for (; d + W <= a.D; d += W) part[i] += load(y + d) * load(dy + d);
-                    if (d < a.D) part[i] += load_first(y + d, a.D - d) * load_first(dy + d, a.D - d);
+    // Packs n rows of dy; with the first block of keys, their delta too.
+    void pack_dy(int64_t g, int64_t t, int64_t n, bool with_delta) {
+        const int64_t h = kv * (a.H / a.K) + g;
+        if (!with_delta) return pack_rows(at<T>(a.dy, b, t, h), a.dy.token, n, a.D, 1.0f, dy, z.pitch);
+        for (int64_t first = 0; first < n; first += 4) {
+            const int count = static_cast<int>(least(4, n - first));
+            vf part[4] = {};
+            for (int i = 0; i < count; ++i) {
+                const T *grad = at<T>(a.dy, b, t + first + i, h), *y = at<T>(a.y, b, t + first + i, h);
+                float* own = dy + (first + i) * z.pitch;
+                int64_t d = 0;
+                for (; d + W <= a.D; d += W) {
+                    const vf x = load(grad + d);
+                    store(own + d, x);
+                    part[i] += x * load(y + d);
                 }
-                const v4 total = sums(part);
-                for (int64_t i = 0; i < least(4, a.T - first); ++i) delta[g * a.T + first + i] = total[i];
+                if (d < a.D) {
+                    const vf x = load_first(grad + d, a.D - d);
+                    store(own + d, x);
+                    part[i] += x * load_first(y + d, a.D - d);
+                }
             }
+            const v4 total = sums(part);
+            for (int i = 0; i < count; ++i) delta[g * a.T + t + first + i] = total[i];
         }
     }
 
@@ -156,57 +165,59 @@ struct BackwardHead {
     void queries(int64_t g, int64_t t, int64_t n, int64_t s, int64_t cols) {
         const int64_t h = kv * (a.H / a.K) + g;
         pack_rows(at<T>(a.q, b, t, h), a.q.token, n, a.D, a.scale, q, z.pitch);
-        pack_rows(at<T>(a.dy, b, t, h), a.dy.token, n, a.D, 1.0f, dy, z.pitch);
+        pack_dy(g, t, n, s == 0);
         auto seen = [&](int64_t i) { return most(0, least(cols, sight.keys(t + i) - s)); };
         auto seen_by_tile = [&](int64_t i) { return seen(least(i + kRows, n) - 1); };
-        for (int64_t c = 0; c < cols; c += kCols)
-            for (int64_t i = 0; i < n; i += kRows)
-                if (seen_by_tile(i) > c) {
-                    multiply<false>(q + i * z.pitch, z.pitch, keys + c * a.D, kCols, a.D,
-                                    scores + i * z.score_pitch + c, z.score_pitch, false);
-                    multiply<false>(dy + i * z.pitch, z.pitch, values + c * a.D, kCols, a.D,
-                                    grads + i * z.score_pitch + c, z.score_pitch, false);
+        const float* lse = a.lse + (b * a.H + h) * a.T + t;
+        for (int64_t first = 0; first < n; first += kStripe) {
+            const int64_t end = least(first + kStripe, n), most_seen = seen(end - 1);
+            for (int64_t c = 0; c < most_seen; c += kCols)
+                for (int64_t i = first; i < end; i += kRows)
+                    if (seen_by_tile(i) > c) {
+                        multiply<false>(q + i * z.pitch, z.pitch, keys + c * a.D, kCols, a.D,
+                                        scores + i * z.score_pitch + c, z.score_pitch, false);
+                        multiply<false>(dy + i * z.pitch, z.pitch, values + c * a.D, kCols, a.D,
+                                        grads + i * z.score_pitch + c, z.score_pitch, false);
+                    }
+            for (int64_t i = first; i < end; ++i) {
+                float *score = scores + i * z.score_pitch, *grad = grads + i * z.score_pitch;
+                const float own = sight.keys(t + i) ? lse[i] : 0.0f, level = delta[g * a.T + t + i];
+                if (a.seed) {
+                    if (seen(i)) keep_row(a, b * a.H + h, t + i, s, seen(i), kept);
+                    differentiate<true>(score, grad, seen(i), own, level, kept, a.inverse_keep);
+                } else {
+                    differentiate<false>(score, grad, seen(i), own, level, nullptr, 1.0f);
                 }
-        for (int64_t i = 0; i < n; ++i) {
-            float *score = scores + i * z.score_pitch, *grad = grads + i * z.score_pitch;
-            const float own = lse[g * a.T + t + i], level = delta[g * a.T + t + i];
-            if (a.seed) {
-                if (seen(i)) keep_row(a, b * a.H + h, t + i, s, seen(i), kept);
-                differentiate<true>(score, grad, seen(i), own, level, kept, a.inverse_keep);
-            } else {
-                differentiate<false>(score, grad, seen(i), own, level, nullptr, 1.0f);
             }
+            if (a.dq.data)
+                for (int64_t c = 0; c < a.D; c += kCols)
+                    for (int64_t i = first; i < end; i += kRows)
+                        multiply<false>(grads + i * z.score_pitch, z.score_pitch, key_rows + c, z.pitch,
+                                        seen_by_tile(i), dq + i * z.pitch + c, z.pitch, false);
         }
-        if (a.dq.data) {
-            for (int64_t c = 0; c < a.D; c += kCols)
-                for (int64_t i = 0; i < n; i += kRows)
-                    multiply<false>(grads + i * z.score_pitch, z.score_pitch, key_rows + c, z.pitch, seen_by_tile(i),
-                                    dq + i * z.pitch + c, z.pitch, false);
-            put_dq(g, t, n, s > 0);
-        }
+        if (a.dq.data) put_dq(g, t, n, s > 0);
         for (int64_t c = 0; c < cols; c += kRows) {
             const int64_t first = most(0, sight.first_query(s + c) - t), depth = n - first;
             for (int64_t d = 0; d < a.D; d += kCols) {
                 if (a.dv.data)
                     multiply<true>(scores + first * z.score_pitch + c, z.score_pitch, dy + first * z.pitch + d, z.pitch,
-                                   depth, dv + c * z.pitch + d, z.pitch, true);
+                                   depth, dv + c * z.pitch + d, z.pitch, c < touched);
                 if (a.dk.data)
                     multiply<true>(grads + first * z.score_pitch + c, z.score_pitch, q + first * z.pitch + d, z.pitch,
-                                   depth, dk + c * z.pitch + d, z.pitch, true);
+                                   depth, dk + c * z.pitch + d, z.pitch, c < touched);
             }
         }
+        touched = most(touched, cols);
     }
 
     void run() {
         const int64_t group = a.H / a.K;
-        statistics();
         for (int64_t s = 0; s < sight.valid; s += z.keys) {
             const int64_t cols = least(z.keys, sight.valid - s);
             pack_rows(at<T>(a.k, b, s, kv), a.k.token, cols, a.D, 1.0f, key_rows, z.pitch);
             pack_panels(key_rows, z.pitch, cols, a.D, keys);
             pack_panels_from(at<T>(a.v, b, s, kv), a.v.token, cols, a.D, values, spare);
-            std::memset(dk, 0, (cols + kRows) * z.pitch * sizeof(float));
-            std::memset(dv, 0, (cols + kRows) * z.pitch * sizeof(float));
+            touched = 0;
             for (int64_t g = 0; g < group; ++g)
                 for (int64_t t = 0; t < a.T; t += z.rows) {
                     const int64_t n = least(z.rows, a.T - t), end = sight.keys(t + n - 1);

@@ -3,8 +3,6 @@
 dtype codes: 0 float32, 1 float16, 2 bfloat16. attention's strides are those of [B, tokens, heads, D], its sizes (B, T, S, H, K, D).
 """
 
-from collections.abc import Sequence
-
 def gemm(
     a: int,
     a_row: int,
@@ -28,11 +26,11 @@ def gemm(
 ) -> None: ...
 def attention_fwd(
     q: int,
-    q_strides: Sequence[int],
+    q_strides: tuple[int, ...],
     k: int,
-    k_strides: Sequence[int],
+    k_strides: tuple[int, ...],
     v: int,
-    v_strides: Sequence[int],
+    v_strides: tuple[int, ...],
     dtype: int,
     kv_lengths: int,
     seed: int,
@@ -45,25 +43,25 @@ def attention_fwd(
 ) -> None: ...
 def attention_bwd(
     dy: int,
-    dy_strides: Sequence[int],
+    dy_strides: tuple[int, ...],
     q: int,
-    q_strides: Sequence[int],
+    q_strides: tuple[int, ...],
     k: int,
-    k_strides: Sequence[int],
+    k_strides: tuple[int, ...],
     v: int,
-    v_strides: Sequence[int],
+    v_strides: tuple[int, ...],
     dtype: int,
     kv_lengths: int,
     seed: int,
     y: int,
-    y_strides: Sequence[int],
+    y_strides: tuple[int, ...],
     lse: int,
     dq: int,
-    dq_strides: Sequence[int],
+    dq_strides: tuple[int, ...],
     dk: int,
-    dk_strides: Sequence[int],
+    dk_strides: tuple[int, ...],
     dv: int,
-    dv_strides: Sequence[int],
+    dv_strides: tuple[int, ...],
     causal: bool,
     scale: float,
     dropout_p: float,

@@ -58,9 +58,7 @@ def attention_bwd(
     Returns:
         (dq, dk, dv, None, None), None where not wanted.
     """
-    q, k, v, dy, y = (
-        _last_contiguous(q), _last_contiguous(k), _last_contiguous(v), _last_contiguous(dy), _last_contiguous(y),
-    )  # fmt: skip
+    q, k, v, dy, y = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, dy, y))
     B, T, H, D = q.shape
     lse = _saved(dy, y, lse, (B, T, H, D), q.dtype)
     if out is None:
