@@ -228,6 +228,8 @@ struct BackwardHead {
                         put_dq(g, t, n, false);
                     }
                 }
+            if (touched == 0)  // there are no queries
+                std::memset(dk, 0, cols * z.pitch * sizeof(float)), std::memset(dv, 0, cols * z.pitch * sizeof(float));
             for (int64_t i = 0; i < cols; ++i) {
                 if (a.dk.data) unpack_row(dk + i * z.pitch, a.D, 1.0f, at<T>(a.dk, b, s + i, kv));
                 if (a.dv.data) unpack_row(dv + i * z.pitch, a.D, 1.0f, at<T>(a.dv, b, s + i, kv));
