@@ -9,9 +9,9 @@ in one large product. `gelu`, `residual` and `slope` do more than the plain prod
 import pytest
 import torch
 import torch.nn.functional as F
-from timing import interleaved, median, ratio
 
 from tinygpt_kernels.native import linear
+from tinygpt_kernels.timing import interleaved, median, ratio
 
 # rows, width, vocabulary: 12 x 64 tokens and 8 x 256 tokens of characters
 CONFIGURATIONS = {"A": (768, 128, 65), "B": (2048, 384, 65)}

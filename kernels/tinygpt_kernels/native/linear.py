@@ -24,11 +24,11 @@ _ACTIVATIONS = {"none": 1, "tanh": 2}  # GELU's forms by PyTorch's names, as the
 def is_faster(M: int, N: int, K: int) -> bool:
     """Whether these functions are at least as fast as `torch.mm(out=)` at the product [M, K] [K, N].
 
-    The forward is (R, N, K), the input's gradient (R, K, N), the weight's (N, K, R). From CPU time of one thread on Zen 3,
-    least of many: rows are what repays the packing: 0.73 to 0.91 of PyTorch's speed at M = 8, 0.96 at 64, 1.0 at 128 to 256;
-    weight gradients 0.88 to 1.0 at M = 65 and 128, 0.94 to 1.1 above.
+    The forward is (R, N, K), the input's gradient (R, K, N), the weight's (N, K, R). Two threads of a Zen 3 with AVX2,
+    benchmarks/bench_linear.py: x1.03 to x1.49 with 768 rows and widths of 65 to 512 but for one x0.99, x0.98 to x1.19 with 2048
+    rows and widths of 384 to 1536. Rows repay the packing: on one thread 0.73 to 0.91 of PyTorch's speed at M = 8, 0.96 at 64.
     """
-    return M >= 192
+    return M >= 64
 
 
 def linear_fwd(
