@@ -36,6 +36,7 @@ class Call:
     dims: tuple[tuple[str, int], ...] = ()
     features: tuple[str, ...] = ()
     sm: int | None = None
+    autograd: bool = True  # False: the pair of kernels is driven by itself, and costs no autograd node
 
     @property
     def device_type(self) -> str:

@@ -136,7 +136,7 @@ class BoundOp:
 
         None: that implementation (backend `torch`) is differentiated by PyTorch's autograd alone.
         """
-        impl = self.choose(*args, grad=True, **kwargs)
+        impl = choose(replace(self.op.call(*args, grad=True, **kwargs), autograd=False), self.order)
         if impl.backend == "reference":
             found = autograd.reference_pair(self.op)
         elif impl.fwd is None or impl.bwd is None:
@@ -210,7 +210,8 @@ class Kernels:
 
     def products(self, x: torch.Tensor) -> Products:
         """Matrix products for tensors like `x` [R, C]: of the backend that serves gelu there, whose epilogue they may hold."""
-        own = dispatch.backends[self.gelu.choose(x, grad=True).backend].products
+        call = replace(self.gelu.op.call(x, grad=True), autograd=False)
+        own = dispatch.backends[choose(call, self.gelu.order).backend].products
         return own if own is not None and own.serves(x) else Products()
 
     def served(self) -> dict[str, tuple[str, ...]]:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """`order` serves `op` on a type of device, an instruction set and sizes (inclusive ranges) where it was measured faster."""
+    """`order` serves `op` on a type of device, an instruction set and sizes (inclusive ranges) where it was measured faster.
+
+    autograd: whether it speaks of ops under autograd, or of pairs of kernels driven by themselves; None: of both.
+    """
 
     op: str
     device: str
@@ -30,6 +33,7 @@ class Rule:
     dtypes: frozenset[torch.dtype]
     order: tuple[str, ...]
     dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    autograd: bool | None = None
 
     def matches(self, call: Call, isa: str) -> bool:
         """Whether this rule speaks of `call` on a machine with that instruction set."""
@@ -38,30 +42,48 @@ class Rule:
             and call.device_type == self.device
             and isa in self.isas
             and call.dtype in self.dtypes
+            and self.autograd in (None, call.autograd)
             and all(self.dims[name][0] <= size <= self.dims[name][1] for name, size in call.dims if name in self.dims)
         )
 
 
-# As benchmarks/bench_ops.py measures: op with autograd against PyTorch's, 1 and 2 threads of an AVX-512 machine, rows 768 to 4096:
-# float32 x1.06 to x1.25 at C = 768, but x0.87 to x1.16 at 128 and 384, where an autograd function in Python costs 30 µs more
-# than PyTorch's own and eats what the kernels gain (x1.3 to x1.8 by themselves); bfloat16 x1.08 to x1.65 at 128, 384 and 768.
+_FLOAT32, _BFLOAT16 = frozenset({torch.float32}), frozenset({torch.bfloat16})
+_AVX2, _AVX512 = frozenset({"AVX2"}), frozenset({"AVX512"})
+
+
+def _cpp(
+    op: str, isas: frozenset[str], dtypes: frozenset[torch.dtype], autograd: bool | None = None, **dims: tuple[int, int]
+) -> Rule:
+    return Rule(op, "cpu", isas, dtypes, ("cpp",), dims, autograd)
+
+
+# Two threads of a Zen 3 (AVX2), float32, `python benchmarks/report.py --only ops`, forward and backward, times PyTorch's speed.
+# Kernels by themselves: attention 1.2 to 2.8, attention_qkv 1.3 to 3.4, layer_norm 1.2 to 1.6, add_layer_norm 1.2 to 1.8, gelu 2.1
+# to 4.9, cross_entropy 2.9 to 3.6, embedding 2.4 to 3.0 but 0.5 in a table of 50304 rows, linear_cross_entropy 0.75 to 1.0.
+# The last two serve all the same: PyTorch has no pair to put in their place, and one op on autograd would put the step on it.
+_PAIRS = (
+    "attention", "attention_qkv", "layer_norm", "add_layer_norm", "gelu", "embedding", "cross_entropy", "linear_cross_entropy"
+)  # fmt: skip
+_MANY = 1 << 30
+
 RULES: tuple[Rule, ...] = (
-    Rule(
-        "layer_norm",
-        "cpu",
-        frozenset({"AVX512"}),
-        frozenset({torch.float32}),
-        ("cpp",),
-        {"C": (512, 1024), "R": (512, 8192)},
-    ),
-    Rule(
-        "layer_norm",
-        "cpu",
-        frozenset({"AVX512"}),
-        frozenset({torch.bfloat16}),
-        ("cpp",),
-        {"C": (128, 1024), "R": (512, 8192)},
-    ),
+    *(_cpp(op, _AVX2, _FLOAT32, autograd=False) for op in _PAIRS),
+    # Under autograd a kernel pays for a node written in Python, some 30 µs: attention 1.2 to 2.2, attention_qkv 1.3 to 2.8, gelu 1.8
+    # to 4.4, cross_entropy 1.1 at 768 x 65 to 2.8; the norms 0.8 to 1.3, above 1 in the sizes named; embedding 1.1 to 1.4 in a
+    # table of 65 rows; linear_cross_entropy 0.7 to 0.8, nowhere.
+    _cpp("attention", _AVX2, _FLOAT32, D=(16, 128), T=(32, 4096)),
+    _cpp("attention_qkv", _AVX2, _FLOAT32, D=(16, 128), T=(32, 4096)),
+    _cpp("gelu", _AVX2, _FLOAT32, C=(256, 8192), R=(384, _MANY)),
+    _cpp("cross_entropy", _AVX2, _FLOAT32, V=(32, 1 << 17), R=(256, _MANY)),
+    _cpp("embedding", _AVX2, _FLOAT32, V=(1, 1024), C=(64, 1024), R=(384, _MANY)),
+    _cpp("layer_norm", _AVX2, _FLOAT32, C=(128, 2048), R=(2048, _MANY)),
+    _cpp("layer_norm", _AVX2, _FLOAT32, C=(768, 2048), R=(512, _MANY)),
+    _cpp("add_layer_norm", _AVX2, _FLOAT32, C=(384, 2048), R=(512, _MANY)),
+    _cpp("adamw_", _AVX2, _FLOAT32),  # 1.1 to 2.1
+    _cpp("clip_grad_norm_", _AVX2, _FLOAT32),  # 1.6 to 4.1
+    # An earlier version on two AVX-512 cores: float32 1.06 to 1.25 at C = 768, 0.87 to 1.16 at 128 and 384; bfloat16 1.08 to 1.65.
+    _cpp("layer_norm", _AVX512, _FLOAT32, C=(512, 1024), R=(512, 8192)),
+    _cpp("layer_norm", _AVX512, _BFLOAT16, C=(128, 1024), R=(512, 8192)),
 )
 
 

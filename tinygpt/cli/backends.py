@@ -151,18 +151,15 @@ def _print_auto(console: Console, devices: list[str]) -> None:
     console.print("\n[bold]What auto picks[/]")
     rows = []
     for kind in ("cpu", "cuda"):
-        picks: dict[str, list[str]] = {}
-        for op in _calls(kind):
-            picks.setdefault(" or ".join(_auto(op, kind)), []).append(op)
-        text = "; ".join(f"{who}: {', '.join(ops)}" for who, ops in picks.items())
-        if len(picks) == 1:
-            text = f"{next(iter(picks))} for every op"
+        text = _picks(kind)
         if not preferences.measured(kind):
             text += " (nothing has been measured on such a device yet"
             text += "; `tinygpt bench --save` will measure this one)" if kind in devices else ")"
         elif " or " in text:
             text += " (by size, as measured)"
         rows.append((_described(kind) if kind in devices else f"{kind} (none here)", text))
+        if (written_out := _picks(kind, autograd=False)) != _picks(kind):
+            rows.append(("", f"in a training step without autograd, {written_out}"))
         rows += [("", f"measured here: {told(entry)}") for entry in saved.here(kind)]
     rows.append(("reference", "never picked; serves when it is asked for by name"))
     console.print(_listing(rows))
@@ -171,6 +168,17 @@ def _print_auto(console: Console, devices: list[str]) -> None:
             "\nThere is no GPU here: `--backend triton` runs Triton's kernels in its interpreter, for correctness and "
             "not for speed."
         )
+
+
+def _picks(kind: str, *, autograd: bool = True) -> str:
+    """`cpp: gelu; torch: layer_norm`, or `torch for every op`: what `auto` picks for the sizes of the ops' cases."""
+    picks: dict[str, list[str]] = {}
+    for op in _calls(kind):
+        if autograd or _calls(kind)[op][0].grad:
+            picks.setdefault(" or ".join(_auto(op, kind, autograd=autograd)), []).append(op)
+    if len(picks) == 1:
+        return f"{next(iter(picks))} for every op"
+    return "; ".join(f"{who}: {', '.join(ops)}" for who, ops in picks.items())
 
 
 def _listing(rows: list[tuple[str, str]]) -> Table:
@@ -235,7 +243,7 @@ def _calls(device: str) -> dict[str, list[Call]]:
     return {op: list(calls) for op, calls in found.items()}
 
 
-def _auto(op: str, device: str) -> list[str]:
+def _auto(op: str, device: str, *, autograd: bool = True) -> list[str]:
     """Backends that `auto` picks for the plain calls of an op; more than one where it depends on sizes."""
     import torch
 
@@ -243,7 +251,7 @@ def _auto(op: str, device: str) -> list[str]:
 
     calls = _calls(device)[op]
     absent = device == "cuda" and not torch.cuda.is_available()
-    plain = [call for call in calls if call.features == calls[0].features]
+    plain = [replace(call, autograd=autograd) for call in calls if call.features == calls[0].features]
     return list(dict.fromkeys(dispatch.choose(call, ("auto",), anywhere=absent).backend for call in plain))
 
 
