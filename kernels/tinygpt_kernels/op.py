@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -110,6 +110,14 @@ class Op:
         return False
 
 
+class Pair(NamedTuple):
+    """An op's two kernels, and whose they are."""
+
+    fwd: Callable[..., Any]
+    bwd: Callable[..., Any]
+    backend: str
+
+
 class BoundOp:
     """An op and an ordered preference of backends. Callable like the op."""
 
@@ -131,20 +139,20 @@ class BoundOp:
         """The implementation that these arguments would be served by."""
         return choose(self.op.call(*args, grad=grad, **kwargs), self.order)
 
-    def pair(self, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-        """`(fwd, bwd)` of the implementation that serves these arguments with gradients, for who drives kernels without autograd.
+    def pair(self, *args: Any, **kwargs: Any) -> Pair | None:
+        """`(fwd, bwd, backend)` of what serves these arguments with gradients, for who drives kernels without autograd.
 
-        None: that implementation (backend `torch`) is differentiated by PyTorch's autograd alone.
+        None: it (backend `torch`) is differentiated by PyTorch's autograd alone.
         """
         impl = choose(replace(self.op.call(*args, grad=True, **kwargs), autograd=False), self.order)
         if impl.backend == "reference":
-            found = autograd.reference_pair(self.op)
+            fwd, bwd = autograd.reference_pair(self.op)
         elif impl.fwd is None or impl.bwd is None:
             return None
         else:
-            found = impl.fwd, impl.bwd
+            fwd, bwd = impl.fwd, impl.bwd
         self.served.setdefault(impl.backend)
-        return found
+        return Pair(fwd, bwd, impl.backend)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat = self._flatten(*args, **kwargs)

@@ -9,12 +9,16 @@ does the GELU saves a pass over the widest tensor of the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 
 class Products:
     """PyTorch's products. A backend's own are a subclass that overrides what it does better."""
+
+    backend = "torch"
 
     fuses_gelu = False
     """Whether `linear_gelu_fwd` and the slope of `linear_bwd_input` are there, and faster than a GELU by itself."""
@@ -46,3 +50,9 @@ class Products:
     def linear_bwd_weight(self, dy_RN: Tensor, x_RK: Tensor, *, out: Tensor) -> Tensor:
         """dyᵀ x into out [N, K]."""
         return torch.mm(dy_RN.T, x_RK, out=out)
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
+        """Run `function`, which calls this backend's kernels and PyTorch's over buffers that stay where they are, and return what does
+        the same again with less Python between; None where that cannot be, or is not known to be right."""
+        function()
+        return None

@@ -97,6 +97,30 @@ def test_the_same_batch_gives_the_same_bits_twice():
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+def test_a_recorded_step_gives_the_bits_of_the_step_itself():
+    config = CONFIGS["grouped, biased, tanh, padded"]
+    model, optimizer = build(config, "cpp")
+    step = Step(model, optimizer, 3)
+    step(*batch(config, seed=6))
+    assert step._recorded is not None
+    found = []
+    for replay in (True, False):
+        step._recorded = step._recorded if replay else None
+        step._recordable = False
+        loss = step(*batch(config)).clone()
+        found.append({"loss": loss, **gradients(model)})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    step(*batch(config), torch.tensor(51.0 - 3))  # with a denominator it runs as it is, to the same end
+    compare(gradients(model), {name: found[0][name] for name in gradients(model)})
+
+
+def test_a_step_is_recorded_only_where_all_its_kernels_are_known():
+    model, optimizer = build(CONFIGS["plain"], "gelu=reference,cpp")
+    step = Step(model, optimizer, 3)
+    step(*batch(CONFIGS["plain"]))
+    assert step._recorded is None
+
+
 def test_products_with_a_fused_gelu_give_the_same_gradients(monkeypatch):
     class Fused(Products):
         fuses_gelu = True

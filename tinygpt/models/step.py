@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinygpt_kernels.op import Pair
+
 from ..flat import Flat
 from ..optim import AdamW
 from .gpt import GPT, Block, Norm
@@ -77,6 +79,8 @@ class Step:
             raise NotServed("a step that is written out computes in float32")
         self.model = model
         self.layers: list[Block] = list(model.blocks)  # type: ignore[arg-type]
+        self._recordable = False
+        self._recorded: Callable[[], None] | None = None
         self._more: Flat | None = None  # gradients of further microbatches, before they are added
         c = model.config
         self.dropout = c.dropout
@@ -103,18 +107,34 @@ class Step:
         if tokens_BT.shape != (self.B, self.T):
             raise ValueError(f"this step is made for {self.B} x {self.T} tokens, not {tuple(tokens_BT.shape)}")
         with torch.no_grad():
-            if not add:
-                self._g = self.gradients.views
+            self.tokens.copy_(tokens_BT)
+            self.targets.copy_(targets_BT)
+            if denominator is None and not add and not self.dropout:
+                self._replay()
             else:
-                self._more = self._more or Flat({n: g.shape for n, g in self.gradients.views.items()},
-                                                self.gradients.buffer.dtype, self.gradients.buffer.device)  # fmt: skip
-                self._g = self._more.views
-            self._forward(tokens_BT)
-            self._head(targets_BT.reshape(-1), denominator)
-            self._backward(tokens_BT)
-            if add and self._more is not None:
-                self.gradients.buffer += self._more.buffer
+                self._run(denominator, add=add)
         return self.loss
+
+    def _run(self, denominator: Tensor | None = None, *, add: bool = False) -> None:
+        if add:
+            self._more = self._more or Flat({n: g.shape for n, g in self.gradients.views.items()},
+                                            self.gradients.buffer.dtype, self.gradients.buffer.device)  # fmt: skip
+        self._g = self._more.views if add and self._more else self.gradients.views
+        self._forward(self.tokens)
+        self._head(self.targets.view(-1), denominator)
+        self._backward(self.tokens)
+        if add and self._more:
+            self.gradients.buffer += self._more.buffer
+
+    def _replay(self) -> None:
+        """Run the plain step; from the second time on as it was recorded, where the backend can."""
+        if self._recorded is not None:
+            self._recorded()
+        elif self._recordable:
+            self._recorded = self.products.record(self._run)
+            self._recordable = self._recorded is not None
+        else:
+            self._run()
 
     # ---------------------------------------------------------------------------------------------------------- forward
 
@@ -174,12 +194,12 @@ class Step:
         """The loss, the gradient of the last norm's output in `narrow`, and that of the token table as an output layer."""
         token, hidden, options = self.model.token, self.final.y, (-100, 0.0, self.model.padded_from)
         if self.logits is None:
-            fwd, bwd = self._linear_cross_entropy
+            fwd, bwd, _ = self._linear_cross_entropy
             fwd(hidden, token, targets_R, denominator, *options, out=(self.loss, self.lse))
             bwd(self.one, hidden, token, targets_R, denominator, self.lse, *options, needs=(True, True, False, False),
                 out=(self.narrow, self._g["token"], None, None))  # fmt: skip
             return
-        fwd, bwd = self._cross_entropy
+        fwd, bwd, _ = self._cross_entropy
         logits = self.products.linear_fwd(hidden, token, out=self.logits)
         fwd(logits, targets_R, denominator, *options, out=(self.loss, self.lse))
         bwd(
@@ -276,13 +296,15 @@ class Step:
         B, T, C, V = self.B, self.T, self.C, self.V
         like: dict[str, Any] = {"dtype": model.token.dtype, "device": model.token.device}
 
-        def pair(op: str, *args: Any, **kwargs: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-            found = getattr(k, op).pair(*args, **kwargs)
+        backends: set[str] = set()
+
+        def pair(op: str, *args: Any, **kwargs: Any) -> Pair:
+            found: Pair | None = getattr(k, op).pair(*args, **kwargs)
             if found is None:
                 raise NotServed(f"{op} is on {getattr(k, op).choose(*args, grad=True, **kwargs).backend}, which leaves the "
                                 "backward to autograd")  # fmt: skip
-            fwd, bwd = found
-            return fwd, bwd
+            backends.add(found.backend)
+            return found
 
         x, wide = torch.empty(B * T, C, **like), torch.empty(B * T, 4 * C, **like)
         index = torch.zeros(B, T, dtype=torch.int64, device=x.device)
@@ -303,6 +325,7 @@ class Step:
         else:
             self._linear_cross_entropy = pair("linear_cross_entropy", x, model.token, targets, vocab=model.padded_from)
         self.products = k.products(x)
+        self._recordable = backends == {self.products.backend}
 
     def _allocate(self) -> None:
         B, T, R, C, H = self.B, self.T, self.R, self.C, self.heads
@@ -327,6 +350,7 @@ class Step:
         self.final = saved()
         self.embedding_mask = empty(R, C) if self.dropout else None
         self.logits = empty(R, self.V) if self.keeps_logits else None
+        self.tokens, self.targets = (torch.zeros(B, T, dtype=torch.int64, device=token.device) for _ in range(2))
         self.loss, self.lse = empty(dtype=at_least_fp32), empty(R, dtype=at_least_fp32)
         self.one = torch.ones((), dtype=at_least_fp32, device=token.device)
         # Gradients of one block at a time.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..products import Products
-from . import linear
+from . import linear, tape
 
 
 class CppProducts(Products):
     """Own packed products with GELU in the epilogue, float32 on a CPU."""
 
+    backend = "cpp"
     fuses_gelu = True
 
     def serves(self, x: Tensor) -> bool:
@@ -38,3 +41,6 @@ class CppProducts(Products):
         if linear.is_faster(dy_RN.shape[1], x_RK.shape[1], dy_RN.shape[0]):
             return linear.linear_bwd_weight(dy_RN, x_RK, out=out)
         return super().linear_bwd_weight(dy_RN, x_RK, out=out)
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None] | None:
+        return tape.record(function)
