@@ -26,7 +26,7 @@ def test_a_new_run_shows_what_it_is_and_says_what_to_do_next(cli, text, tmp_path
     assert answer.code == 0
     assert answer.err == ""
     assert re.search(r"corpus +text: [\d,]+ training and [\d,]+ validation tokens, vocabulary \d+ \(char\)", answer.out)
-    assert re.search(r"backend +cpp -> .*cpp: layer_norm", answer.out)
+    assert re.search(r"backend +cpp -> cpp for every op; gradients written out", answer.out)
     assert re.search(r"validation loss \d\.\d+: perplexity", answer.out)
     assert "--- sample at step 4" in answer.out
     assert "  tinygpt generate runs/text-char-cpu\n  tinygpt eval runs/text-char-cpu" in answer.out

@@ -45,11 +45,13 @@ def test_a_backward_accepts_what_any_forward_saved(case, dtype):
     truth = pairs["reference"][1](dy.double(), *(None if t is None else t.double() for t in flat[:3]),
                                   *(s.double() for s in saved["reference"]), flat[3], needs=needs)  # fmt: skip
     floor = parity.FLOORS[dtype]
+    # A row of one has no gradient: what rounding leaves of it is measured by the terms that cancel.
+    terms = (dy.double() * flat[1].double()).norm() * saved["reference"][1].double().max() if flat[0].numel() else 1.0
     for forward, (mean, rstd) in saved.items():
         for backward, (_, bwd) in pairs.items():
             for ours, exact in zip(bwd(dy, *flat[:3], mean, rstd, flat[3], needs=needs), truth, strict=True):
                 if exact is not None and exact.numel():
-                    distance = (ours.double() - exact).norm() / exact.norm().clamp(min=1e-12)
+                    distance = (ours.double() - exact).norm() / (exact.norm() if exact.any() else terms)
                     assert distance < 4 * floor, f"{forward} forward, {backward} backward: {distance:.2g}"
 
 
