@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tinygpt_kernels.saved import processor
+
 from .. import __version__
 from ..errors import UserError
 
@@ -86,7 +88,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": str(torch.__version__),  # a TorchVersion would not load with weights_only
         "triton": _version("triton"),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
@@ -100,14 +102,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
