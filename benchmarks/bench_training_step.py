@@ -24,12 +24,12 @@ from tinygpt.models.gpt import GPT
 from tinygpt.optim import AdamW, LossScale
 from tinygpt.training import gradients
 from tinygpt_kernels import bind, timing
-from tinygpt_kernels.workloads import CHAR_CPU, Shape
+from tinygpt_kernels.workloads import CHAR_CPU, CHAR_GPU, Shape
 
 Step = Callable[[], float]
 CONFIGS: dict[str, tuple[Shape, int]] = {
     "char-cpu": (CHAR_CPU, 100),
-    "6 layers, 6 heads, width 384, T 256, batch 8": (Shape(6, 6, 384, 256, 8, 65), 30),
+    "char-gpu, batch 8": (CHAR_GPU._replace(batch=8), 30),
 }
 PLAIN, COMPILED, HUGGING_FACE = "plain PyTorch", "plain PyTorch, torch.compile", "Hugging Face GPT-2"
 NOISY, ATTEMPTS = 0.36, 3

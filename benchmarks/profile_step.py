@@ -1,6 +1,6 @@
 """Where a training step's time goes: every kernel and matrix product of the step that is written out, by share.
 
-    python benchmarks/profile_step.py [--config small|medium] [--backend auto] [--steps 30]
+    python benchmarks/profile_step.py [--config "char-gpu, batch 8"] [--backend auto] [--steps 30]
 
 Each call is timed by itself, medians over the steps; what the calls do not account for is Python between them. A product's rate
 stands beside this machine's rate in large ones.
@@ -16,12 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from configurations import CONFIGURATIONS, build
+from bench_training_step import CONFIGS, Batches, model
 from rich.console import Console
 from rich.table import Table
 
+from tinygpt.config import OptimConfig
 from tinygpt.models.step import Step
-from tinygpt.training.machine import matmul_rate
+from tinygpt.optim import AdamW
+from tinygpt_kernels import measure
 from tinygpt_kernels.products import Products
 
 Times = dict[str, float]
@@ -78,15 +80,18 @@ class TimedProducts(Products):
         return self._timed("linear_bwd_weight", dy, x, out)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=list(CONFIGURATIONS), default="small")
+    parser.add_argument("--config", choices=list(CONFIGS), default="char-cpu")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--steps", type=int, default=30)
-    options = parser.parse_args()
-    configuration = CONFIGURATIONS[options.config]
-    model, optimizer, x, y = build(configuration, options.backend)
-    step = Step(model, optimizer, configuration.batch_size)
+    options = parser.parse_args(arguments)
+    shape, _ = CONFIGS[options.config]
+    gpt = model(shape, options.backend)
+    optimizer = AdamW(gpt.named_parameters(), OptimConfig(), gpt.kernels)
+    step = Step(gpt, optimizer, shape.batch)
+    x, y = Batches(shape).next()
 
     def whole() -> float:
         loss = step(x, y)
@@ -103,6 +108,7 @@ def main() -> None:
         untimed.append(time.perf_counter() - start)
 
     clock = Clock()
+    step = Step(gpt, optimizer, shape.batch)  # anew: one that has run is a recording, in which there is nothing to wrap
     for op in (
         "layer_norm",
         "add_layer_norm",
@@ -114,7 +120,8 @@ def main() -> None:
     ):
         pair = getattr(step, f"_{op}", None)
         if pair is not None:
-            setattr(step, f"_{op}", (clock.wrap(f"{op} forward", pair[0]), clock.wrap(f"{op} backward", pair[1])))
+            timed = clock.wrap(f"{op} forward", pair.fwd), clock.wrap(f"{op} backward", pair.bwd)
+            setattr(step, f"_{op}", pair._replace(fwd=timed[0], bwd=timed[1]))
     step.products = TimedProducts(step.products, clock)
     optimizer.clip = clock.wrap("clip", optimizer.clip)  # type: ignore[method-assign]
     optimizer.step = clock.wrap("adamw", optimizer.step)  # type: ignore[method-assign]
@@ -128,9 +135,9 @@ def main() -> None:
             found[name].append(seconds)
         found["between the calls"].append(total - sum(clock.seconds.values()))
 
-    rate = matmul_rate(torch.device("cpu"), torch.float32)
+    rate = measure.matmul_rate("cpu", torch.float32)
     table = Table(
-        title=f"{configuration}: {1e3 * statistics.median(untimed):.1f} ms a step, products at {rate / 1e9:.0f} GFLOP/s"
+        title=f"{options.config}: {1e3 * statistics.median(untimed):.1f} ms a step, products at {rate / 1e9:.0f} GFLOP/s"
     )
     for column in ("what", "calls", "ms", "share", "GFLOP/s"):
         table.add_column(column, justify="left" if column == "what" else "right")

@@ -242,13 +242,14 @@ def kernels(workload: Workload, backend: str, dtype: torch.dtype, device: str) -
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """timing.matmul_rate, once for each number of threads."""
+    """timing.matmul_rate of whoever multiplies fastest, once for each number of threads."""
     return _matmul_rate(device, dtype, torch.get_num_threads())
 
 
 @lru_cache
 def _matmul_rate(device: str, dtype: torch.dtype, threads: int) -> float:
-    return timing.matmul_rate(device, dtype)
+    own = (backend.products for backend in dispatch.backends.values())
+    return timing.matmul_rate(device, dtype, [products for products in own if products])
 
 
 def _amount(work: Work, pass_: str) -> float:

@@ -9,9 +9,14 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from .products import Products
 
 Run = Callable[[], object]
 _FEWEST = 7  # rounds that a median needs
@@ -94,10 +99,20 @@ def matmul(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Run
     return lambda: torch.mm(a, b, out=out), 2.0 * n**3
 
 
-def matmul_rate(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """FLOP/s of this machine's own large matrix product now, the best of several: a busy neighbour only makes it slower."""
+def matmul_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, others: Iterable[Products] = ()) -> float:
+    """FLOP/s of this machine's large matrix product now, the best of several: a busy neighbour only makes it slower.
+
+    Args:
+        others: whose products count beside PyTorch's own. MKL does half of what a Zen 5 can.
+    """
     run, flop = matmul(device, dtype)
-    return flop / min(interleaved({"": run}, rounds=6, seconds=0.0, device=device)[""])
+    candidates = {"": run}
+    for products in others:
+        a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
+        if products.serves(a):
+            candidates[products.backend] = partial(products.linear_fwd, a, b, out=torch.empty_like(a))
+    seconds = interleaved(candidates, rounds=6, seconds=0.0, device=device)
+    return max((flop if not name else 2.0 * 1024**3) / min(times) for name, times in seconds.items())
 
 
 def copy(bytes_: float, device: str = "cpu") -> Run:

@@ -1,10 +1,13 @@
 """What figures rest on: peers compute the same thing, a step's gate notices who learns otherwise, noise is called noise."""
 
+import re
 import sys
 
 import bench_ops
+import bench_train
 import bench_training_step as training
 import memory
+import profile_step
 import pytest
 import report
 import torch
@@ -107,3 +110,28 @@ def test_peak_memory_of_attention_counts_the_scores_of_the_reference():
     assert plain["temporaries"] > 2 * scores
     assert fused["temporaries"] < scores
     assert plain["results"] == fused["results"] == 4 * 4 * 2 * 2048 * 16
+
+
+def test_the_profile_names_every_kernel_of_a_step_and_not_its_recording(capsys):
+    profile_step.main(["--steps", "2", "--backend", "cpp"])
+    table = capsys.readouterr().out
+    for part in (
+        "attention forward",
+        "attention backward",
+        "linear_gelu_fwd",
+        "add_layer_norm backward",
+        "adamw",
+        "clip",
+    ):
+        assert part in table
+    between = float(re.search(r"between the calls.*?([\d.]+) %", table)[1])
+    assert between < 50
+
+
+@pytest.mark.slow
+def test_whole_runs_are_compared(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_train.py", "--steps", "3", "--turns", "1", "--data", "python"])
+    bench_train.main()
+    assert re.search(
+        r"run [\d.]+ and [\d.]+ ms a step: -?[\d.]+ times faster; the step alone [\d.]+", capsys.readouterr().out
+    )

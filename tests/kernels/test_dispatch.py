@@ -122,8 +122,8 @@ def test_auto_is_the_measured_preference_where_there_is_one(monkeypatch):
     monkeypatch.setattr(preferences, "cpu_isa", lambda: "AVX512")
     call = replace(SM90, device="cpu", dtype=torch.float32, dims=(("C", 768), ("R", 2048)), sm=None)
     assert preferences.order(call) == ("cpp", "torch")
-    assert preferences.order(replace(call, dims=(("C", 128), ("R", 2048)))) == ("torch",)
-    assert preferences.order(replace(call, dims=(("C", 128), ("R", 2048)), dtype=torch.bfloat16)) == ("cpp", "torch")
+    assert preferences.order(replace(call, dims=(("C", 128), ("R", 768)))) == ("torch",)
+    assert preferences.order(replace(call, dims=(("C", 128), ("R", 768)), dtype=torch.bfloat16)) == ("cpp", "torch")
     monkeypatch.setattr(preferences, "cpu_isa", lambda: "AVX2")
     narrow = replace(call, dims=(("C", 128), ("R", 768)))
     assert preferences.order(narrow) == ("torch",)  # under autograd; the pair by itself is faster

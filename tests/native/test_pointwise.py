@@ -101,7 +101,10 @@ def test_gelu_at_the_ends_of_float32(isa, approximate):
     x = torch.cat([large, -large, tiny, -tiny, torch.tensor([math.inf, -math.inf, NAN])]).repeat(3)[:50]
     (y,) = gelu_fwd(x, None, approximate)
     dx, _ = gelu_bwd(torch.ones_like(x), x, None, approximate, needs=(True, False))
-    torch.testing.assert_close(y, F.gelu(x, approximate=approximate), rtol=1e-6, atol=1e-9, equal_nan=True)
+    # Finite ones only: PyTorch's own vector code makes NaN of inf on AVX-512. What infinity and NaN give stands below.
+    finite = x.isfinite()
+    exact = F.gelu(x[finite].double(), approximate=approximate).float()
+    torch.testing.assert_close(y[finite], exact, rtol=1e-6, atol=1e-9)
     n, m = len(large), len(tiny)
     assert torch.equal(y[:n], large)
     assert torch.equal(y[n : 2 * n], torch.zeros(n))

@@ -148,7 +148,7 @@ def _print_auto(console: Console, devices: list[str]) -> None:
 
     from .bench import told
 
-    console.print("\n[bold]What auto picks[/]")
+    console.print("\n[bold]What auto picks, in the sizes of the presets[/]")
     rows = []
     for kind in ("cpu", "cuda"):
         text = _picks(kind)
@@ -171,7 +171,7 @@ def _print_auto(console: Console, devices: list[str]) -> None:
 
 
 def _picks(kind: str, *, autograd: bool = True) -> str:
-    """`cpp: gelu; torch: layer_norm`, or `torch for every op`: what `auto` picks for the sizes of the ops' cases."""
+    """`cpp: gelu; torch: layer_norm`, or `torch for every op`: what `auto` picks for the sizes of the presets."""
     picks: dict[str, list[str]] = {}
     for op in _calls(kind):
         if autograd or _calls(kind)[op][0].grad:
@@ -244,14 +244,18 @@ def _calls(device: str) -> dict[str, list[Call]]:
 
 
 def _auto(op: str, device: str, *, autograd: bool = True) -> list[str]:
-    """Backends that `auto` picks for the plain calls of an op; more than one where it depends on sizes."""
+    """Backends that `auto` picks for an op in the presets' sizes; more than one where it depends on sizes."""
     import torch
 
-    from tinygpt_kernels import dispatch
+    from tinygpt_kernels import dispatch, workloads
 
-    calls = _calls(device)[op]
     absent = device == "cuda" and not torch.cuda.is_available()
-    plain = [replace(call, autograd=autograd) for call in calls if call.features == calls[0].features]
+    call, plain = _calls(device)[op][0], []
+    for workload in workloads.default_workloads(op, device):
+        sizes = dict(workload.sizes)
+        sizes.setdefault("R", sizes.get("B", 1) * sizes.get("T", 1))
+        dims = tuple((name, int(sizes.get(name, size))) for name, size in call.dims)
+        plain.append(replace(call, dims=dims, autograd=autograd))
     return list(dict.fromkeys(dispatch.choose(call, ("auto",), anywhere=absent).backend for call in plain))
 
 

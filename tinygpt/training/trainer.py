@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt_kernels import bind
+from tinygpt_kernels import bind, timing
 
 from ..checkpoint import Run, refuse_existing
 from ..config import RunConfig
@@ -37,6 +37,8 @@ from .board import Board
 from .display import Display, Status
 from .evaluate import Evaluation, evaluate, random_estimate, subset_loss
 from .plot import plot_losses
+
+_PLOT_PAUSE = 10.0  # seconds between drawings of loss.png: one takes as long as ten small steps
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,11 @@ class Trainer:
         self.val_loss: float | None = None
         self.signal: int | None = None
         self.board: Board | None = None
+        self.plotted = -math.inf
         self._try_backends()
         # Of training: evaluation may be served by others, and must not look like a change when the run is resumed.
         self.served = self.kernels.served()
-        self.matmul_rate = machine.matmul_rate(self.device, self.precision)
+        self.matmul_rate = self._ceiling()
         display.header(self._header())
         if run is not None:
             self._restore(run)
@@ -258,7 +261,7 @@ class Trainer:
 
     def _reseed(self) -> None:
         seed = int(np.random.SeedSequence([self.config.seed & (2**63 - 1), self.step]).generate_state(1, np.uint64)[0])
-        torch.manual_seed(seed >> 1)
+        machine.seed_generators(self.device, seed >> 1)
 
     def _finite(self, value: torch.Tensor) -> float:
         number = value.item()
@@ -285,9 +288,16 @@ class Trainer:
         self._log(val_loss=self.val_loss)
         if self.step:
             self.display.evaluated(replace(status, val_loss=self.val_loss))
-            plot_losses(self.run.metrics(), self.run.path / "loss.png", self._title())
+            self._plot(pause=_PLOT_PAUSE)
         else:
             self.display.note(f"step 0/{c.training.steps}  val {self.val_loss:.4f} before training")
+
+    def _plot(self, pause: float = 0.0) -> None:
+        """Draw loss.png, unless that was done less than `pause` seconds ago."""
+        if time.monotonic() - self.plotted >= pause:
+            assert self.run is not None
+            plot_losses(self.run.metrics(), self.run.path / "loss.png", self._title())
+            self.plotted = time.monotonic()
 
     def _sample(self) -> None:
         assert self.run is not None
@@ -300,6 +310,7 @@ class Trainer:
     def _finish(self, rate: float) -> Result:
         assert self.run is not None
         self.display.close()
+        self._plot()
         if self.step < self.config.training.steps:
             if self.step not in self.run.checkpoints():  # the signal came after the step had been logged
                 self.save(self.run)
@@ -323,6 +334,12 @@ class Trainer:
         self.run.log(step=self.step, **values)
         if self.board is not None:
             self.board.log(self.step, values)
+
+    def _ceiling(self) -> float:
+        """FLOP/s of the large matrix products of whoever multiplies for this run."""
+        rows = self.config.training.batch_size * self.config.model.block_size
+        like = torch.empty(rows, self.config.model.width, device=self.device, dtype=self.precision)
+        return timing.matmul_rate(str(self.device), self.precision, [self.kernels.products(like)])
 
     def _utilisation(self, rate: float) -> float:
         return rate * self.model.flops_per_token() / self.matmul_rate

@@ -87,7 +87,7 @@ def fits(op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype) ->
     Raises:
         ValueError: another shape, dtype or device, or not contiguous.
     """
-    if buffer.shape != shape or buffer.dtype != dtype or buffer.device.type != "cpu" or not buffer.is_contiguous():
+    if buffer.shape != shape or buffer.dtype != dtype or not buffer.is_cpu or not buffer.is_contiguous():
         raise ValueError(
             f"{op} on cpp: an out buffer must be {tuple(shape)} {dtype}, contiguous, on the CPU; "
             f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
