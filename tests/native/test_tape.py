@@ -1,5 +1,8 @@
 """The tape: what it plays back is what ran, and what it cannot play back it does not pretend to."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -52,3 +55,14 @@ def test_a_failure_while_recording_leaves_the_kernels_as_they_were():
     with pytest.raises(RuntimeError, match="in the middle"):
         tape.record(work)
     assert layer_norm._C is gelu._C is _C
+
+
+def test_recording_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from tinygpt_kernels.native import tape
+x = torch.ones(2, 2)
+assert tape.record(lambda: torch.mm(x, x, out=torch.empty(2, 2))) is not None
+assert "torch._dynamo" not in sys.modules, "1 s and 180 MB"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
