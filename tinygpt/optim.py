@@ -71,7 +71,17 @@ class AdamW:
         return norm
 
     def step(self, lr: float) -> None:
-        """Update every parameter from its gradient."""
+        """Update every parameter from its gradient.
+
+        Raises:
+            RuntimeError: the parameters are no longer where they were when this was made, and would not be what is updated.
+        """
+        for name in (next(iter(self.parameters)), next(reversed(self.parameters))):
+            if self.parameters[name].data_ptr() != self._weights.views[name].data_ptr():
+                raise RuntimeError(
+                    f"parameter {name!r} was moved or replaced (by model.to(), .double() or the like) after its optimizer "
+                    "was made: make the optimizer after moving the model"
+                )
         self.step_count += 1
         c = self.config
         for decay, lists in ((c.weight_decay, self._lists(True)), (0.0, self._lists(False))):

@@ -181,12 +181,12 @@ struct BackwardHead {
                     }
             for (int64_t i = first; i < end; ++i) {
                 float *score = scores + i * z.score_pitch, *grad = grads + i * z.score_pitch;
-                const float own = sight.keys(t + i) ? lse[i] : 0.0f, level = delta[g * a.T + t + i];
+                const float level = delta[g * a.T + t + i];
                 if (a.seed) {
                     if (seen(i)) keep_row(a, b * a.H + h, t + i, s, seen(i), kept);
-                    differentiate<true>(score, grad, seen(i), own, level, kept, a.inverse_keep);
+                    differentiate<true>(score, grad, seen(i), lse[i], level, kept, a.inverse_keep);
                 } else {
-                    differentiate<false>(score, grad, seen(i), own, level, nullptr, 1.0f);
+                    differentiate<false>(score, grad, seen(i), lse[i], level, nullptr, 1.0f);
                 }
             }
             if (a.dq.data)

@@ -183,3 +183,12 @@ def test_flat_buffers_step_as_single_tensors_do(bias):
         updated.append({name: p.detach().clone() for name, p in model.named_parameters()})
         updated[-1] |= {f"moment of {n}": m.clone() for n, m in optimizer.exp_avg_sqs.items()}
     compare(updated[1], updated[0], 1e-6)
+
+
+def test_an_optimizer_whose_parameters_were_moved_says_so():
+    model, optimizer = build(CONFIGS["plain"], "cpp")
+    step = Step(model, optimizer, 3)
+    step(*batch(CONFIGS["plain"]))
+    model.double().float()
+    with pytest.raises(RuntimeError, match="'token' was moved or replaced.*make the optimizer after"):
+        optimizer.step(1e-3)
