@@ -1,0 +1,17 @@
+// The CUDA kernels' hosts: what a call takes (ops.h), the stream it goes to, and memory that Python allocates for it.
+// They check nothing but what a launch reports, allocate nothing and wait for nothing.
+#pragma once
+
+#include "../ops.h"
+
+namespace tinygpt::cuda {
+
+using Stream = void*;  // a cudaStream_t
+
+void layer_norm_fwd(const LayerNormFwd& a, Stream stream);
+
+// Blocks whose sums of dweight and dbias are added up in the end: `partial` holds 2 * cols floats for each.
+int64_t layer_norm_bwd_blocks(int64_t rows);
+void layer_norm_bwd(const LayerNormBwd& a, float* partial, Stream stream);
+
+}  // namespace tinygpt::cuda

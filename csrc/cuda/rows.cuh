@@ -1,0 +1,62 @@
+// Rows of a matrix in vectors of 16 bytes, or of one element where rows are not aligned to more.
+#pragma once
+
+#include "../ops.h"
+#include "simt.cuh"
+
+namespace tinygpt::cuda {
+
+// Elements a thread moves at once.
+template <class T, bool VECTORS>
+constexpr int kLanes = VECTORS ? 16 / static_cast<int>(sizeof(T)) : 1;
+
+template <int N>
+struct Floats {
+    float at[N];
+};
+
+template <int N, class T>
+SIMT_DEVICE Floats<N> floats(const simt::Vector<T, N>& v) {
+    Floats<N> f;
+#pragma unroll
+    for (int i = 0; i < N; ++i) f.at[i] = simt::to_float(v.at[i]);
+    return f;
+}
+
+template <class T, int N>
+SIMT_DEVICE simt::Vector<T, N> rounded(const Floats<N>& f) {
+    simt::Vector<T, N> v;
+#pragma unroll
+    for (int i = 0; i < N; ++i) v.at[i] = simt::from_float<T>(f.at[i]);
+    return v;
+}
+
+// N neighbours of a row of parameters in any type; at most 16 bytes a load.
+template <int N, class P>
+SIMT_DEVICE Floats<N> parameters_as(const P* p) {
+    constexpr int most = 16 / static_cast<int>(sizeof(P)), each = N < most ? N : most;
+    Floats<N> f;
+#pragma unroll
+    for (int first = 0; first < N; first += each) {
+        const auto part = simt::load<P, each>(p + first);
+#pragma unroll
+        for (int i = 0; i < each; ++i) f.at[first + i] = simt::to_float(part.at[i]);
+    }
+    return f;
+}
+template <int N>
+SIMT_DEVICE Floats<N> parameters(const void* p, DType dtype, int64_t c) {
+    if (dtype == DType::f32) return parameters_as<N>(static_cast<const float*>(p) + c);
+    if (dtype == DType::f16) return parameters_as<N>(static_cast<const simt::half*>(p) + c);
+    return parameters_as<N>(static_cast<const simt::bfloat*>(p) + c);
+}
+
+SIMT_DEVICE void put_parameter(void* p, DType dtype, int64_t c, float value) {
+    if (dtype == DType::f32) static_cast<float*>(p)[c] = value;
+    if (dtype == DType::f16) static_cast<simt::half*>(p)[c] = simt::from_float<simt::half>(value);
+    if (dtype == DType::bf16) static_cast<simt::bfloat*>(p)[c] = simt::from_float<simt::bfloat>(value);
+}
+
+inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+}  // namespace tinygpt::cuda

@@ -1,0 +1,42 @@
+// The Python module of the simulation: the CUDA ops on addresses of the CPU, and what a test says of how they run.
+
+#include "bindings.h"
+#include "simt_runtime.h"
+#include "simt_watch.h"
+
+namespace py = pybind11;
+using simt::host::Mode;
+
+void add_wrappers(py::module_& m);  // tests/cuda/wrappers.cu
+
+PYBIND11_MODULE(_simt, m) {
+    m.doc() = "CUDA kernels of tinygpt, run on the CPU.";
+    m.def(
+        "mode",
+        [](const std::string& name, uint64_t seed) {
+            if (name != "fast" && name != "seeded" && name != "check")
+                throw std::invalid_argument("mode " + name + " is none of fast, seeded, check");
+            simt::host::runtime.mode = name == "fast" ? Mode::fast : name == "seeded" ? Mode::seeded : Mode::check;
+            simt::host::runtime.random.seed(seed);
+        },
+        py::arg("name"), py::arg("seed") = 0, "How the launches that follow run.");
+    m.def(
+        "switch_off",
+        [](const std::vector<std::string>& places) {
+            simt::host::runtime.off.clear();
+            for (const auto& place : places) simt::host::runtime.off[place] = true;
+        },
+        py::arg("places"),
+        "Barriers, waits and atomics that do nothing (an atomic: is none) from now on, as `file.cu:line`.");
+    m.def(
+        "watch",
+        [](uintptr_t address, std::vector<int64_t> sizes, std::vector<int64_t> strides, size_t itemsize, bool writable,
+           bool initialised, const std::string& name) {
+            simt::host::watch({address, std::move(sizes), std::move(strides), itemsize, writable, initialised, name});
+        },
+        py::arg("address"), py::arg("sizes"), py::arg("strides"), py::arg("itemsize"), py::arg("writable"),
+        py::arg("initialised"), py::arg("name"), "Mode `check` allows accesses to the elements of this view too.");
+    m.def("watch_nothing", &simt::host::watch_nothing, "Forget every view.");
+    tinygpt::cuda::add_ops(m);
+    add_wrappers(m);
+}
