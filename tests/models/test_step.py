@@ -190,5 +190,5 @@ def test_an_optimizer_whose_parameters_were_moved_says_so():
     step = Step(model, optimizer, 3)
     step(*batch(CONFIGS["plain"]))
     model.double().float()
-    with pytest.raises(RuntimeError, match="'token' was moved or replaced.*make the optimizer after"):
+    with pytest.raises(RuntimeError, match=r"'token' was moved or replaced.*make the optimizer after"):
         optimizer.step(1e-3)
