@@ -3,7 +3,11 @@
 The extension links nothing of torch: kernels see raw pointers, so one build serves every torch version and needs no torch
 to build. Without a C++ compiler the package installs all the same, and backend `cpp` says what is missing.
 
-Environment: CXX chooses the compiler, CMAKE_ARGS is passed to CMake.
+Where nvcc is found, the CUDA kernels are built too, and lie in the same file.
+
+Environment: CXX chooses the compiler and CUDACXX the nvcc; TINYGPT_CUDA=OFF leaves the CUDA kernels out, ON insists on them;
+TINYGPT_CUDA_ARCHITECTURES=80;90 says what to build them for, in place of the GPU that is here or else sm_80, 90 and 100;
+CMAKE_ARGS is passed to CMake.
 """
 
 import os
@@ -63,6 +67,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DTINYGPT_OUTPUT_DIRECTORY={target.parent}",
             "-DCMAKE_BUILD_TYPE=Release",
+            *(f"-D{name}={os.environ[name]}" for name in ("TINYGPT_CUDA", "TINYGPT_CUDA_ARCHITECTURES") if name in os.environ),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]  # fmt: skip
         target.parent.mkdir(parents=True, exist_ok=True)

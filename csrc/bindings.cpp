@@ -9,6 +9,9 @@
 #include <new>
 
 #include "checks.h"
+#if defined(TINYGPT_CUDA)
+#include "cuda/bindings.h"
+#endif
 #include "cpu/isa.h"
 #include "cpu/threads.h"
 
@@ -466,4 +469,8 @@ PYBIND11_MODULE(_C, m) {
             return cpu::set_grain(elements);
         },
         py::arg("elements"), "How many elements are worth a thread; returns how many were. For tests.");
+#if defined(TINYGPT_CUDA)
+    cuda::add_ops(m);
+    m.attr("cuda_architectures") = TINYGPT_CUDA_ARCHITECTURES;
+#endif
 }

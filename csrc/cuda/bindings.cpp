@@ -23,6 +23,7 @@ DType dtype_of(int code) {
 }  // namespace
 
 void add_ops(py::module_& m) {
+    m.def("cuda_probe", &probe, "Why kernels of this build cannot run on the current GPU; empty when they can.");
     m.def(
         "cuda_layer_norm_fwd",
         [](uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride, int dtype, uintptr_t weight,

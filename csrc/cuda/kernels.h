@@ -2,11 +2,15 @@
 // They check nothing but what a launch reports, allocate nothing and wait for nothing.
 #pragma once
 
+#include <string>
+
 #include "../ops.h"
 
 namespace tinygpt::cuda {
 
 using Stream = void*;  // a cudaStream_t
+
+std::string probe();  // why kernels of this build cannot run on the current GPU; empty when they can
 
 void layer_norm_fwd(const LayerNormFwd& a, Stream stream);
 

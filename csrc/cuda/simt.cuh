@@ -152,6 +152,14 @@ inline void check(cudaError_t status, const char* name) {
                                  cudaGetErrorName(status) + ")");
 }
 
+// Why a kernel's code cannot run on the current GPU; empty when it can.
+inline std::string obstacle(void (*kernel)()) {
+    cudaFuncAttributes attributes;
+    const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+    if (status != cudaSuccess) cudaGetLastError();  // it is told, and must not be found by who asks next
+    return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+
 // Starts a kernel on a stream, and returns. No allocation and no waiting: a CUDA graph can capture it.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,

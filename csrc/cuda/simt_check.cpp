@@ -172,7 +172,7 @@ void sort_in() {
                 if (s.name.find(v.name) == std::string::npos) s.name += (s.name.empty() ? "" : " or ") + v.name;
                 for (size_t byte = 0; byte < v.itemsize; byte += kCell) {
                     Cell& cell = s.cells[(p + byte - s.begin) / kCell];
-                    cell.state |= v.writable ? kReadable | kWritable : kReadable | kInitialised;
+                    cell.state |= v.writable ? kReadable | kWritable : kReadable;
                     if (v.initialised) cell.state |= kInitialised;
                 }
             }

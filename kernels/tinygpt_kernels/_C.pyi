@@ -243,3 +243,48 @@ def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def set_isa(name: str) -> None: ...
 def set_grain(elements: int) -> int: ...
+
+cuda_architectures: str  # only where it was built with nvcc, as all that begins with cuda_
+
+def cuda_probe() -> str: ...
+def cuda_layer_norm_fwd(
+    x: int,
+    x_stride: int,
+    residual: int,
+    residual_stride: int,
+    dtype: int,
+    weight: int,
+    weight_dtype: int,
+    bias: int,
+    bias_dtype: int,
+    y: int,
+    h: int,
+    mean: int,
+    rstd: int,
+    rows: int,
+    cols: int,
+    eps: float,
+    stream: int,
+) -> None: ...
+def cuda_layer_norm_bwd_blocks(rows: int) -> int: ...
+def cuda_layer_norm_bwd(
+    dy: int,
+    dy_stride: int,
+    dh: int,
+    dh_stride: int,
+    x: int,
+    x_stride: int,
+    dtype: int,
+    weight: int,
+    weight_dtype: int,
+    mean: int,
+    rstd: int,
+    dx: int,
+    dweight: int,
+    dbias: int,
+    bias_dtype: int,
+    rows: int,
+    cols: int,
+    partial: int,
+    stream: int,
+) -> None: ...

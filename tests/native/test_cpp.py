@@ -220,7 +220,9 @@ def test_a_large_mean_costs_no_digits():
 def test_the_stub_says_what_the_module_has():
     stub = ast.parse(Path(inspect.getfile(ops)).with_name("_C.pyi").read_text())
     described = {f.name: [a.arg for a in f.args.args] for f in stub.body if isinstance(f, ast.FunctionDef)}
-    public = [name for name in dir(_C) if not name.startswith("_")]
+    public = [name for name in dir(_C) if callable(getattr(_C, name)) and not name.startswith("_")]
+    if not hasattr(_C, "cuda_architectures"):  # built without nvcc
+        described = {name: arguments for name, arguments in described.items() if not name.startswith("cuda_")}
     assert sorted(described) == sorted(public)
     for name, arguments in described.items():
         signature = getattr(_C, name).__doc__.splitlines()[0]
@@ -237,8 +239,3 @@ def test_a_missing_extension_is_a_reason_with_the_remedy():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "install a C++ compiler (g++ or clang++), then run `pip install -e .` again" in found.stdout, found.stderr
-
-
-def test_cuda_is_honest_about_what_is_not_there():
-    with pytest.raises(RuntimeError, match=r"no CUDA C\+\+ kernels yet"):
-        ops.layer_norm.on("cuda")(torch.ones(2, 4), torch.ones(4))

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..checkpoint import Run
+
+_PAUSE = 10.0  # seconds between drawings: one takes as long as ten steps of a small model
+
+
+class LossPlot:
+    """Keeps a run's loss.png up to date, without spending the run's time on it."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._drawn = -math.inf
+
+    def update(self, run: Run, *, last: bool = False) -> None:
+        """Draw the curve anew, unless that was done a moment ago; `last`: in any case."""
+        if last or time.monotonic() - self._drawn >= _PAUSE:
+            plot_losses(run.metrics(), run.path / "loss.png", self.title)
+            self._drawn = time.monotonic()
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> None:

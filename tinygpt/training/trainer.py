@@ -36,9 +36,7 @@ from . import gradients, machine
 from .board import Board
 from .display import Display, Status
 from .evaluate import Evaluation, evaluate, random_estimate, subset_loss
-from .plot import plot_losses
-
-_PLOT_PAUSE = 10.0  # seconds between drawings of loss.png: one takes as long as ten small steps
+from .plot import LossPlot
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Trainer:
         self.val_loss: float | None = None
         self.signal: int | None = None
         self.board: Board | None = None
-        self.plotted = -math.inf
+        self.plot = LossPlot(self._title())
         self._try_backends()
         # Of training: evaluation may be served by others, and must not look like a change when the run is resumed.
         self.served = self.kernels.served()
@@ -288,16 +286,9 @@ class Trainer:
         self._log(val_loss=self.val_loss)
         if self.step:
             self.display.evaluated(replace(status, val_loss=self.val_loss))
-            self._plot(pause=_PLOT_PAUSE)
+            self.plot.update(self.run)
         else:
             self.display.note(f"step 0/{c.training.steps}  val {self.val_loss:.4f} before training")
-
-    def _plot(self, pause: float = 0.0) -> None:
-        """Draw loss.png, unless that was done less than `pause` seconds ago."""
-        if time.monotonic() - self.plotted >= pause:
-            assert self.run is not None
-            plot_losses(self.run.metrics(), self.run.path / "loss.png", self._title())
-            self.plotted = time.monotonic()
 
     def _sample(self) -> None:
         assert self.run is not None
@@ -310,7 +301,7 @@ class Trainer:
     def _finish(self, rate: float) -> Result:
         assert self.run is not None
         self.display.close()
-        self._plot()
+        self.plot.update(self.run, last=True)
         if self.step < self.config.training.steps:
             if self.step not in self.run.checkpoints():  # the signal came after the step had been logged
                 self.save(self.run)

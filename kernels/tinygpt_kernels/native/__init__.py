@@ -5,13 +5,10 @@ what the kernels expect (device, dtype, strides) before they pass an address.
 """
 
 from ..dispatch import register_backend
-from . import attention, cross_entropy, embedding, gelu, layer_norm, optimizer  # noqa: F401
+from . import attention, cross_entropy, cuda, embedding, gelu, layer_norm, optimizer  # noqa: F401
 from .common import VARIABLE, isa, isas, missing
 from .products import CppProducts
 
 __all__ = ["VARIABLE", "isa", "isas"]
 
 register_backend("cpp", lambda device_type: f"its extension {missing}" if missing else None, CppProducts())
-register_backend(
-    "cuda", lambda device_type: "this version of tinygpt holds no CUDA C++ kernels yet; use triton or torch"
-)

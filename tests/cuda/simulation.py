@@ -1,0 +1,140 @@
+"""The CUDA kernels on this machine's CPU: builds the module that simulates them, and lets the launchers run on it.
+
+python tests/cuda/simulation.py        builds build/simt and prints where the module lies
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from tinygpt_kernels import autograd, dispatch
+from tinygpt_kernels.dispatch import all_ops
+from tinygpt_kernels.native.cuda import common
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build/simt"
+# What a kernel waits with or counts on; each is a place that can be switched off.
+WAITS = re.compile(r"(__syncthreads|__syncwarp|cp_async_wait<[^>]*>|atomicAdd)\s*\(")
+
+
+def build():
+    """Build the module, and import it. Kept in build/simt: the next time, only what changed is compiled."""
+    import pybind11
+
+    configure = [
+        "cmake", "-G", "Ninja", "-S", str(ROOT / "csrc"), "-B", str(FOLDER),
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTINYGPT_OUTPUT_DIRECTORY={FOLDER}",
+        "-DTINYGPT_MODULE=OFF", "-DTINYGPT_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release",
+    ]  # fmt: skip
+    if not (FOLDER / "build.ninja").exists():
+        configure.insert(1, "--fresh")
+    for command in (configure, ["cmake", "--build", str(FOLDER), "--target", "_simt"]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    path = FOLDER / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
+    spec = importlib.util.spec_from_file_location("_simt", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def waits():
+    """Every barrier, wait and atomic of the kernels, as `file.cu:line`: read from the source, so that none can be forgotten."""
+    for path in sorted((ROOT / "csrc/cuda").glob("*.cu*")):
+        if path.name != "simt.cuh":
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if WAITS.search(line.partition("//")[0]):
+                    yield f"{path.name}:{number}"
+
+
+class Simulation:
+    """Stands in for the compiled module and for the GPU's memory: every launch is told what it may read and write.
+
+    Attributes:
+        short: the number of a tensor of the next launch (in the order of its arguments) that lacks its last element.
+        unwritten: the number of a tensor that counts as never written.
+        launches: names of the functions that were called.
+    """
+
+    def __init__(self, simt):
+        self._simt = simt
+        self._views = []
+        self.short = self.unwritten = None
+        self.launches = []
+
+    def read(self, x):
+        if x is not None:
+            self._views.append((x.detach(), False))
+        return 0 if x is None else x.data_ptr()
+
+    def written(self, x):
+        if x is not None:
+            self._views.append((x.detach(), True))
+        return 0 if x is None else x.data_ptr()
+
+    def fresh(self, *shape, dtype, device):
+        return torch.full(shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device)
+
+    def views(self):
+        """How many tensors the last launch took, and which of them it reads."""
+        return self._last
+
+    def __getattr__(self, name):
+        function = getattr(self._simt, name)
+        if not name.endswith(("_fwd", "_bwd")):
+            return function
+
+        def launch(*args):
+            self._simt.watch_nothing()
+            views, self._views = self._views, []
+            self._last = [writable for _, writable in views]
+            for i, (x, writable) in enumerate(views):
+                flat = [list(x.shape), list(x.stride())]
+                if i == self.short and x.numel():
+                    flat = [[x.numel() - 1], [1]] if x.is_contiguous() else flat
+                self._simt.watch(x.data_ptr(), *flat, x.element_size(), writable, not writable and i != self.unwritten,
+                                 f"tensor {i}")  # fmt: skip
+            self.launches.append(name)
+            return function(*args)
+
+        return launch
+
+
+@contextmanager
+def simulated(simt, mode, seed=0):
+    """Launchers of backend `cuda` take CPU tensors and run in this mode; yields the Simulation."""
+    simulation = Simulation(simt)
+    names = ("module", "read", "written", "fresh", "stream", "on_device")
+    before = {name: getattr(common, name) for name in names}
+    common.module, common.read, common.written = simulation, simulation.read, simulation.written
+    common.fresh, common.stream, common.on_device = simulation.fresh, lambda x: 0, lambda x: nullcontext()
+    simt.mode(mode, seed)
+    try:
+        yield simulation
+    finally:
+        for name, value in before.items():
+            setattr(common, name, value)
+        simt.mode("fast")
+        simt.switch_off([])
+
+
+def run_on(name):
+    """The op `name` as the kernels of backend `cuda` serve it, under autograd, with the op's own signature."""
+    op, impl = all_ops()[name], dispatch.impls[name, "cuda"]
+    function = autograd.eager(op, impl, True)
+    return lambda *args, **kwargs: function(*op.flatten(*args, **kwargs))
+
+
+if __name__ == "__main__":
+    print(build().__file__)
