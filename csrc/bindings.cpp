@@ -472,5 +472,6 @@ PYBIND11_MODULE(_C, m) {
 #if defined(TINYGPT_CUDA)
     cuda::add_ops(m);
     m.attr("cuda_architectures") = TINYGPT_CUDA_ARCHITECTURES;
+    m.attr("cuda_compiler") = TINYGPT_CUDA_COMPILER;
 #endif
 }

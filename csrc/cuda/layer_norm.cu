@@ -6,8 +6,8 @@
 // Backward: with xhat = (x - mean) rstd and g = dy weight,
 //     dx = rstd (g - mean(g) - xhat mean(g xhat)),    dweight = sum over rows dy xhat,    dbias = sum over rows dy
 // A block takes rows blockIdx, + gridDim, ... one after the other. A thread always has the same columns, and so has
-// their sums of dweight and dbias for itself: in registers for its first vectors, in shared memory for the rest. A
-// second kernel adds the blocks' sums in order: the result does not depend on who came first.
+// their sums of dweight and dbias for itself: for its first vectors in registers, for the rest of long rows in the
+// block's part of `partial`. A second kernel adds the blocks' sums in order: who came first does not matter.
 
 #include "kernels.h"
 #include "rows.cuh"
@@ -111,10 +111,10 @@ __global__ void __launch_bounds__(kThreads) backward(LayerNormBwd a, float* part
     const int thread = threadIdx.x, warp = thread / kWarp;
     // Sums of the warps, along xhat and level; two sets in turn, so that a row needs one barrier and not two.
     SIMT_SHARED(float, warp_sums, 2 * 2 * kWarps);
-    simt::SharedMemory memory;
     const int64_t rest = a.cols > kHeld * kStep ? a.cols - kHeld * kStep : 0;
-    float* far_weight = memory.take<float>(static_cast<int>(rest));  // sums of the columns that registers do not hold
-    float* far_bias = memory.take<float>(static_cast<int>(rest));
+    float* own = partial + static_cast<int64_t>(blockIdx.x) * 2 * a.cols;
+    float* far_weight = own + kHeld * kStep;  // sums of the columns that registers do not hold
+    float* far_bias = own + a.cols + kHeld * kStep;
     for (int64_t c = thread * N; c < rest; c += kStep)
         for (int i = 0; i < N; ++i) far_weight[c + i] = far_bias[c + i] = 0.0f;
 
@@ -191,7 +191,6 @@ __global__ void __launch_bounds__(kThreads) backward(LayerNormBwd a, float* part
             put(c, row_at<T, N>(dy, c), row_at<T, N>(x, c));
     }
 
-    float* own = partial + static_cast<int64_t>(blockIdx.x) * 2 * a.cols;
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
         const int64_t c = k * kStep + thread * N;
@@ -203,11 +202,6 @@ __global__ void __launch_bounds__(kThreads) backward(LayerNormBwd a, float* part
             }
         }
     }
-    for (int64_t c = thread * N; c < rest; c += kStep)
-        for (int i = 0; i < N; ++i) {
-            own[kHeld * kStep + c + i] = far_weight[c + i];
-            own[a.cols + kHeld * kStep + c + i] = far_bias[c + i];
-        }
 }
 
 // One thread a column: the sums of all blocks, in their order.
@@ -238,11 +232,8 @@ void launch_backward(const LayerNormBwd& a, float* partial, simt::Stream stream)
     constexpr int N = kLanes<T, true>;
     const bool vectors = a.cols % N == 0 && a.x_stride % N == 0 && a.dy_stride % N == 0 && a.dh_stride % N == 0 &&
                          aligned(a.x) && aligned(a.dy) && aligned(a.dh) && aligned(a.dx) && aligned(a.weight);
-    const int64_t held = static_cast<int64_t>(kHeldBackward) * kThreads * (vectors ? N : 1);
-    const size_t far = a.cols > held ? static_cast<size_t>(a.cols - held) * sizeof(float) : 0;
     simt::launch("layer_norm backward", vectors ? backward<T, true> : backward<T, false>,
-                 dim3(static_cast<unsigned>(layer_norm_bwd_blocks(a.rows))), dim3(kThreads), 2 * ((far + 15) / 16 * 16),
-                 stream, a, partial);
+                 dim3(static_cast<unsigned>(layer_norm_bwd_blocks(a.rows))), dim3(kThreads), 0, stream, a, partial);
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ def add_norm(rows, cols):
 # Around a thread's, a warp's and a block's share of a row, beyond what registers hold, more rows than blocks, rows apart.
 EXTRA = [
     *(Case("layer_norm", f"cuda {r}x{c}", norm(r, c)) for r, c in
-      ((3, 7), (5, 32), (4, 255), (2, 1024), (3, 1032), (2, 2056), (1, 4100), (600, 48))),
+      ((3, 7), (5, 32), (4, 255), (2, 1024), (3, 1032), (2, 2056), (1, 4100), (600, 48), (2, 20000))),
     Case("layer_norm", "cuda 17x64 rows apart", norm(17, 64, "rows apart")),
     *(Case("add_layer_norm", f"cuda {r}x{c}", add_norm(r, c)) for r, c in ((5, 96), (2, 1500), (2, 2304))),
 ]  # fmt: skip

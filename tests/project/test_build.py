@@ -86,3 +86,34 @@ def test_a_broken_compiler_is_one_message_with_the_remedy(copy, tmp_path):
     assert "cannot compile an empty program: cannot execute cc1plus" in output
     assert "CXX=none pip install -e ." in output
     assert "Traceback" not in output.split("tinygpt: the C++ compiler")[1].split("tinygpt: mend")[0]
+
+
+@pytest.fixture(scope="module")
+def without_nvcc():
+    """A PATH on which there is no nvcc."""
+    return os.pathsep.join(d for d in os.environ["PATH"].split(os.pathsep) if not Path(d, "nvcc").exists())
+
+
+def test_without_nvcc_everything_else_is_built_and_cuda_says_how_to_get_it(copy, tmp_path, without_nvcc):
+    found = build(copy, tmp_path, "--wheel", PATH=without_nvcc)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    assert "no nvcc found: built without CUDA kernels" in found.stdout + found.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    code = """
+import torch
+from tinygpt_kernels import _C, ops
+assert not hasattr(_C, "cuda_architectures")
+ops.layer_norm.on("cpp")(torch.ones(2, 4), torch.ones(4))
+try: ops.layer_norm.on("cuda")(torch.ones(2, 4), torch.ones(4))
+except Exception as error: print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, cwd=tmp_path,
+                         capture_output=True, text=True, check=True)  # fmt: skip
+    assert "was built without nvcc: install NVIDIA's CUDA toolkit" in run.stdout
+
+
+def test_cuda_that_is_asked_for_and_not_there_is_an_error(copy, tmp_path, without_nvcc):
+    found = build(copy, tmp_path, "--wheel", PATH=without_nvcc, TINYGPT_CUDA="ON")
+    assert found.returncode != 0
+    assert "there is no nvcc that works here" in found.stdout + found.stderr

@@ -1,4 +1,4 @@
-"""`tinygpt gpu-report`: what Triton kernels become on GPUs that need not be here."""
+"""`tinygpt gpu-report`: what Triton and CUDA kernels become on GPUs that need not be here."""
 
 from __future__ import annotations
 
@@ -85,11 +85,15 @@ def _report(
 
 
 def _own(every: bool, architectures: list[int | str]) -> Iterator[tuple[str, Report, dict[str, Any]]]:
-    from tinygpt_kernels.gpu_report import shipped
+    from tinygpt_kernels.gpu_report import cuda, shipped
 
     entries = shipped.ATTENTION + shipped.MEMORY_BOUND + (shipped.OTHERS if every else ())
     for arch in architectures:
         yield from shipped.reports(entries, arch)
+        for report in cuda.reports(arch) if isinstance(arch, int) else ():
+            figures = report.figures()
+            figures.pop("per_byte", None)  # of loops whose lengths the code does not tell
+            yield report.kernel, report, figures
 
 
 def _others(
@@ -119,7 +123,8 @@ _LEGEND = """
 warps per SM: what one processor holds of them.
 non-MMA per unit: other instructions per 4096 tensor-core operations of a warp, for each loop.
 per byte: thread-instructions per byte of device memory. An A100 issues 9.6 per byte it can move, an H100 8.9.
-128-bit: share of the accesses that are that wide."""
+128-bit: share of the accesses that are that wide.
+name.cu: CUDA C++, as it lies in the compiled module; all others are Triton's."""
 
 
 def _print(name: str, report: Report, figures: dict[str, Any]) -> None:

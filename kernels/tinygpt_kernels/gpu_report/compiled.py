@@ -28,7 +28,7 @@ from ..triton_ops import common
 from . import sass
 
 Arch = int | str  # 80, 90, 100 ... of NVIDIA's, "gfx942" of AMD's
-_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _read(name: str, arch: Arch, options: Mapping[str, object], compiled: Any, l
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        text, usage = (subprocess.run([_TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+        text, usage = (subprocess.run([TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
                        for tool, option in (("nvdisasm", "-c"), ("cuobjdump", "--dump-resource-usage")))  # fmt: skip
     spilled = re.findall(r"(\d+) bytes spill stores", log)
     if not spilled:
