@@ -166,5 +166,7 @@ for _name, _fwd, _bwd in (
     ("add_layer_norm", add_layer_norm_fwd, add_layer_norm_bwd),
 ):
     register(
-        Impl(_name, "cuda", fwd=_fwd, bwd=_bwd, devices=("cuda",), dtypes=FLOATS, dims={"C": (1, 1 << 24)}, min_sm=MIN_SM)
+        Impl(
+            _name, "cuda", fwd=_fwd, bwd=_bwd, devices=("cuda",), dtypes=FLOATS, dims={"C": (1, 1 << 24)}, min_sm=MIN_SM
+        )
     )
