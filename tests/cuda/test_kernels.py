@@ -70,6 +70,26 @@ def test_the_same_bits_whoever_comes_first(simt, case, dtype):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_a_backward_takes_what_another_backends_forward_saved(simt, op):
+    case = next(p.values[0] for p in served() if p.values[0].op == op and "17" in p.id)
+    flat = all_ops()[op].flatten(*(built := case.build(torch.float32))[0], **built[1])
+    tensors, outputs = all_ops()[op].tensors, all_ops()[op].outputs
+    needs = tuple(torch.is_tensor(t) and t.is_floating_point() for t in flat[:tensors])
+    found = {}
+    for forward in ("cpp", "cuda"):
+        with simulation.simulated(simt, "fast"):
+            results = dispatch.impls[op, forward].fwd(*flat)
+            kept = results if all_ops()[op].saves_outputs else results[outputs:]
+            upstream = [torch.ones_like(r) for r in results[:outputs]]
+            found[forward] = dispatch.impls[op, "cuda"].bwd(
+                *upstream, *flat[:tensors], *kept, *flat[tensors:], needs=needs
+            )
+    for ours, theirs in zip(found["cuda"], found["cpp"], strict=True):
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------- that the checker bites
 
 # For each file with barriers, cases that pass every one of them.
