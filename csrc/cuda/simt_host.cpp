@@ -5,6 +5,13 @@
 
 #include <sys/mman.h>
 
+#if defined(__x86_64__) && !defined(SIMT_PORTABLE)
+#define SIMT_OWN_SWITCH 1
+#else
+#define SIMT_OWN_SWITCH 0
+#include <ucontext.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -27,7 +34,7 @@ void* scheduler_stack_pointer = nullptr;
 
 void run_thread();
 
-#if defined(__x86_64__)
+#if SIMT_OWN_SWITCH
 
 extern "C" void simt_switch(void** save, void* load);
 // What a call preserves goes onto the old stack, and comes from the new one.
@@ -47,8 +54,6 @@ void prepare(Thread& thread) {
 }
 
 #else
-
-#include <ucontext.h>
 
 std::map<void*, ucontext_t> contexts;  // by the address that stands for a stack pointer
 

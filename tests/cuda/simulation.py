@@ -6,6 +6,7 @@ python tests/cuda/simulation.py        builds build/simt and prints where the mo
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from tinygpt_kernels.dispatch import all_ops
 from tinygpt_kernels.native.cuda import common
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "build/simt"
+FLAGS = os.environ.get("TINYGPT_SIMT_FLAGS", "")  # for the compiler, of another build than the usual one
+FOLDER = ROOT / "build" / ("simt" + "".join(c if c.isalnum() else "-" for c in FLAGS))
 # What a kernel waits with or counts on; each is a place that can be switched off.
 WAITS = re.compile(r"(__syncthreads|__syncwarp|cp_async_wait<[^>]*>|atomicAdd)\s*\(")
 
@@ -34,7 +36,7 @@ def build():
         "cmake", "-G", "Ninja", "-S", str(ROOT / "csrc"), "-B", str(FOLDER),
         f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}", f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTINYGPT_OUTPUT_DIRECTORY={FOLDER}",
-        "-DTINYGPT_MODULE=OFF", "-DTINYGPT_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release",
+        "-DTINYGPT_MODULE=OFF", "-DTINYGPT_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_FLAGS={FLAGS}",
     ]  # fmt: skip
     if not (FOLDER / "build.ninja").exists():
         configure.insert(1, "--fresh")

@@ -3,6 +3,10 @@
 Fragments and matrices are laid out here from the manual's figures (mma.m16n8k16, ldmatrix), not from the simulation's code.
 """
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -213,6 +217,17 @@ def test_the_line_of_an_access_is_in_the_message(simt):
     source = (__import__("pathlib").Path(__file__).parent / "wrappers.cu").read_text().splitlines()
     line = next(i for i, text in enumerate(source, 1) if "void reads_output" in text)
     assert f"wrappers.cu:{line}" in str(told.value) or f"wrappers.cu:{line + 1}" in str(told.value)
+
+
+@pytest.mark.slow
+def test_fibers_switch_without_assembly_too():
+    """What other processors than x86-64 do."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not fibers"]
+    found = subprocess.run(
+        command, env={**os.environ, "TINYGPT_SIMT_FLAGS": "-DSIMT_PORTABLE"}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout[-3000:]
+    assert "passed" in found.stdout
 
 
 def test_an_unknown_mode_is_refused(simt):
