@@ -1,7 +1,7 @@
 """What nvcc makes of the kernels: for every architecture they fit a GPU, spill nothing, and stay within recorded registers.
 
 budgets.json holds the registers of a thread for one version of nvcc. After a change for the better:
-    python tests/cuda/test_compiled.py
+    python tests/cuda/test_nvcc.py
 """
 
 import json
