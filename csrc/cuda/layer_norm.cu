@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) forward(LayerNormFwd a) {
 }
 
 template <class T, bool VECTORS>
-__global__ void __launch_bounds__(kThreads) backward(LayerNormBwd a, float* partial) {
+__global__ void __launch_bounds__(kThreads, 4) backward(LayerNormBwd a, float* partial) {
     constexpr int N = kLanes<T, VECTORS>, kStep = kThreads * N, kHeld = kHeldBackward;
     const int thread = threadIdx.x, warp = thread / kWarp;
     // Sums of the warps, along xhat and level; two sets in turn, so that a row needs one barrier and not two.
@@ -126,13 +126,12 @@ __global__ void __launch_bounds__(kThreads) backward(LayerNormBwd a, float* part
         const float mean = a.mean[row], rstd = a.rstd[row];
         simt::Vector<T, N> held_dy[kHeld], held_x[kHeld];
         float along = 0.0f, level = 0.0f;
-        const auto gather = [&](int64_t c, const Floats<N>& d, const Floats<N>& v, float* own_weight, float* own_bias) {
+        const auto gather = [&](int64_t c, const Floats<N>& d, const Floats<N>& v, auto add) {
             const Floats<N> weight = parameters<N>(a.weight, a.weight_dtype, c);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 const float xhat = (v.at[i] - mean) * rstd, g = d.at[i] * weight.at[i];
-                own_weight[i] += d.at[i] * xhat;
-                own_bias[i] += d.at[i];
+                add(i, d.at[i] * xhat, d.at[i]);
                 along += g * xhat;
                 level += g;
             }
@@ -143,12 +142,18 @@ __global__ void __launch_bounds__(kThreads) backward(LayerNormBwd a, float* part
             if (c < a.cols) {
                 held_dy[k] = simt::load<T, N>(dy + c);
                 held_x[k] = simt::load<T, N>(x + c);
-                gather(c, floats<N>(held_dy[k]), floats<N>(held_x[k]), dweight[k].at, dbias[k].at);
+                gather(c, floats<N>(held_dy[k]), floats<N>(held_x[k]), [&](int i, float weight, float bias) {
+                    dweight[k].at[i] += weight;
+                    dbias[k].at[i] += bias;
+                });
             }
         }
         for (int64_t c = thread * N; c < rest; c += kStep) {
             const int64_t column = kHeld * kStep + c;
-            gather(column, row_at<T, N>(dy, column), row_at<T, N>(x, column), far_weight + c, far_bias + c);
+            gather(column, row_at<T, N>(dy, column), row_at<T, N>(x, column), [&](int i, float weight, float bias) {
+                far_weight[c + i] += weight;
+                far_bias[c + i] += bias;
+            });
         }
         along = simt::warp_sum(along);
         level = simt::warp_sum(level);
