@@ -146,6 +146,13 @@ SIMT_DEVICE uint32_t pack2(float low, float high) {
     return *reinterpret_cast<const uint32_t*>(&v);
 }
 
+// 2^x to two units in the last place; results below the smallest normal number may be 0.
+SIMT_DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 inline void check(cudaError_t status, const char* name) {
     if (status != cudaSuccess)
         throw std::runtime_error(std::string(name) + " on cuda: " + cudaGetErrorString(status) + " (" +
