@@ -271,6 +271,17 @@ SIMT_DEVICE void multiply_columns(float (&c)[M][D / 32][4], const float* a, cons
     }
 }
 
+// Writes a thread's part of a row; zeros unless `live`.
+template <int D>
+SIMT_DEVICE void put_row(const float (&c)[D / 32][4], float factor, bool live, float* to) {
+    const int across = threadIdx.x % kAcross;
+    if (to == nullptr) return;
+#pragma unroll
+    for (int d = 0; d < D / 32; ++d)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) to[4 * (across + kAcross * d) + e] = live ? c[d][e] * factor : 0.0f;
+}
+
 // The sum, or the largest, over the 8 lanes that share a row.
 SIMT_DEVICE float row_sum(float x) {
     for (int step = kAcross / 2; step > 0; step /= 2) x += __shfl_xor_sync(simt::kWholeWarp, x, step);

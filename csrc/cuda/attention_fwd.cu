@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads) forward_float(AttentionFwd a) {
 #pragma unroll
     for (int i = 0; i < M; ++i) reference[i] = -kInfinity;
     for (int s = 0; s < end; s += kKeys) {
-        if (s > 0) __syncthreads();  // the values before are done with
+        __syncthreads();  // the values before are done with
         copy_rows<D, kKeys>(tile, k + s * a.k.token, a.k.token, sight.valid - s);
         __syncthreads();
         float p[M][N];
@@ -224,7 +224,6 @@ __global__ void __launch_bounds__(kThreads) forward_float(AttentionFwd a) {
                     if (across + kAcross * j >= seen) p[i][j] = -kInfinity;
             }
         }
-        if (s > 0) __syncwarp();  // the weights before are done with
 #pragma unroll
         for (int i = 0; i < M; ++i) {
             float top = p[i][0];
@@ -260,14 +259,7 @@ __global__ void __launch_bounds__(kThreads) forward_float(AttentionFwd a) {
         const float total = row_sum(sum[i]), factor = (DROPOUT ? a.inverse_keep : 1.0f) / total;
         if (row >= rows) continue;
         if (across == 0) a.lse[blockIdx.x * a.T + first + row] = sighted ? reference[i] + logf(total) : -kInfinity;
-        float* y = static_cast<float*>(a.y) + ((b * a.T + first + row) * a.H + h) * D;
-#pragma unroll
-        for (int d = 0; d < D / 32; ++d) {
-            Four out;
-#pragma unroll
-            for (int e = 0; e < 4; ++e) out.at[e] = sighted ? result[i][d][e] * factor : 0.0f;
-            simt::store<float, 4>(y + 4 * (across + kAcross * d), out);
-        }
+        put_row<D>(result[i], factor, sighted, static_cast<float*>(a.y) + ((b * a.T + first + row) * a.H + h) * D);
     }
 }
 

@@ -9,7 +9,7 @@ namespace tinygpt::cuda {
 using Stream = void*;  // a cudaStream_t
 
 // head_dim 32, 64, 96 or 128. Of two-byte types, the rows of D elements of all tensors must begin at multiples of 16
-// bytes: pointers are such, and strides multiples of 8. float32 asks it of y, dq, dk and dv alone (strides: of 4).
+// bytes: pointers are such, and strides multiples of 8.
 void attention_fwd(const AttentionFwd& a, Stream stream);
 
 // `workspace` holds as many floats as attention_bwd_workspace says, and begins at a multiple of 16 bytes.
