@@ -101,35 +101,50 @@ struct Dropout {
 
 // ------------------------------------------------------------------------------------------------- two-byte types
 
+// The chunks of a row are exchanged within groups of this many: 128 bytes, or 64 where rows are no multiple of 128.
+template <int D>
+constexpr int kTurn = D % 64 == 0 ? 8 : 4;
+
 // Where chunk `chunk` of row `row` of a tile begins.
 template <int D>
 SIMT_DEVICE int place(int row, int chunk) {
-    return row * D + 8 * (chunk ^ (D % 64 == 0 ? row & 7 : row >> 1 & 3));
+    return row * D + 8 * (chunk ^ (kTurn<D> == 8 ? row & 7 : row >> 1 & 3));
+}
+
+// The same 2 `step` chunks to the right of a place that lies in the first two chunks of its row before the exchange:
+// few numbers to keep, as what depends on the thread is in `from`.
+template <int D>
+SIMT_DEVICE int moved(int from, int step) {
+    constexpr int kSteps = kTurn<D> / 2;
+    return (from ^ (16 * (step % kSteps))) + 16 * (step / kSteps * kSteps);
 }
 
 // Starts to copy ROWS rows, `stride` apart; zeros from row `count` on.
 template <int D, int ROWS, class T>
 SIMT_DEVICE void fetch(T* tile, const T* from, int64_t stride, int count) {
-    constexpr int kChunks = D / 8;
-    static_assert(ROWS * kChunks % kThreads == 0, "every thread copies as much");
+    constexpr int kRows = kThreads / kTurn<D>;  // at once
+    static_assert(ROWS % kRows == 0, "every thread copies as much");
+    const int row = threadIdx.x / kTurn<D>, chunk = threadIdx.x % kTurn<D>;
+    tile += place<D>(row, chunk);
+    from += row * stride + 8 * chunk;
 #pragma unroll
-    for (int k = 0; k < ROWS * kChunks / kThreads; ++k) {
-        const int i = k * kThreads + threadIdx.x, row = i / kChunks, chunk = i % kChunks;
-        simt::cp_async16(tile + place<D>(row, chunk), from + row * stride + chunk * 8, row < count);
-    }
+    for (int r = 0; r < ROWS; r += kRows)
+#pragma unroll
+        for (int c = 0; c < D; c += 8 * kTurn<D>)
+            simt::cp_async16(tile + r * D + c, from + r * stride + c, row + r < count);
 }
 
 // Rows row to row + 16, columns 16 step to 16 step + 16 of a tile: the left operand of a product.
 template <int D, class T>
 SIMT_DEVICE void left_operand(uint32_t (&a)[4], const T* tile, int row, int step) {
     const int lane = threadIdx.x % kWarp;
-    simt::ldmatrix(a, tile + place<D>(row + lane % 16, 2 * step + lane / 16));
+    simt::ldmatrix(a, tile + row * D + moved<D>(place<D>(lane % 16, lane / 16), step));
 }
 
 // c += A Bᵀ over the D columns: A is 16 M rows, given by `left(fragment, m, step)`, B the first 8 N rows of a tile.
 template <int D, class T, int M, int N, class Left>
 SIMT_DEVICE void multiply_rows(float (&c)[M][N][4], const Left& left, const T* tile) {
-    const int lane = threadIdx.x % kWarp;
+    const int lane = threadIdx.x % kWarp, from = place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
         uint32_t a[M][4];
@@ -138,7 +153,7 @@ SIMT_DEVICE void multiply_rows(float (&c)[M][N][4], const Left& left, const T* t
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             uint32_t b[4];
-            simt::ldmatrix(b, tile + place<D>(8 * n + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+            simt::ldmatrix(b, tile + 8 * n * D + moved<D>(from, step));
             const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
             for (int m = 0; m < M; ++m) {
@@ -153,7 +168,7 @@ SIMT_DEVICE void multiply_rows(float (&c)[M][N][4], const Left& left, const T* t
 // 8 N rows of a tile.
 template <int D, class T, int M, int N>
 SIMT_DEVICE void multiply_columns(float (&c)[M][D / 8][4], const float (&a)[M][N][4], const T* tile) {
-    const int lane = threadIdx.x % kWarp;
+    const int lane = threadIdx.x % kWarp, from = place<D>(lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < N / 2; ++k) {
         uint32_t left[M][4];
@@ -165,7 +180,7 @@ SIMT_DEVICE void multiply_columns(float (&c)[M][D / 8][4], const float (&a)[M][N
 #pragma unroll
         for (int d = 0; d < D / 16; ++d) {
             uint32_t b[4];
-            simt::ldmatrix_transposed(b, tile + place<D>(16 * k + lane % 16, 2 * d + lane / 16));
+            simt::ldmatrix_transposed(b, tile + 16 * k * D + moved<D>(from, d));
             const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
             for (int m = 0; m < M; ++m) {

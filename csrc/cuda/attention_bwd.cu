@@ -88,16 +88,18 @@ struct Meeting {
     }
 };
 
-template <int D, bool BY_KEYS>
+// As much as registers hold: dk, dv and dropout's numbers for 32 keys of 64 elements do not fit together.
+template <int D, bool BY_KEYS, bool DROPOUT>
 struct BackwardTiles {
-    static constexpr int M = D <= 64 ? 2 : 1, kOther = 32;
+    static constexpr int M = D == 32 || (D == 64 && !(BY_KEYS && DROPOUT)) ? 2 : 1;
+    static constexpr int kOther = 32;
     static constexpr int kOwn = 16 * M * kWarps;
     static constexpr int kBytes = (2 * kOwn + 4 * kOther) * D * 2 + (BY_KEYS ? 4 * kOther * 4 : 0);
 };
 
 template <class T, int D, bool BY_KEYS, bool DROPOUT>
 __global__ void __launch_bounds__(kThreads) backward(AttentionBwd a, Statistics stats) {
-    using Tiles = BackwardTiles<D, BY_KEYS>;
+    using Tiles = BackwardTiles<D, BY_KEYS, DROPOUT>;
     constexpr int M = Tiles::M, N = Tiles::kOther / 8, kOwn = Tiles::kOwn, kOther = Tiles::kOther;
     const Meeting<BY_KEYS, kOwn, kOther> meeting(a);
     const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 * M;
@@ -238,7 +240,7 @@ struct FloatBackwardTiles {
 };
 
 template <int D, bool BY_KEYS, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads) backward_float(AttentionBwd a, Statistics stats) {
+__global__ void __launch_bounds__(kThreads, 2) backward_float(AttentionBwd a, Statistics stats) {
     using Tiles = FloatBackwardTiles<D, BY_KEYS>;
     constexpr int M = Tiles::M, N = Tiles::N, kOwn = Tiles::kOwn, kOther = Tiles::kOther;
     const Meeting<BY_KEYS, kOwn, kOther> meeting(a);
@@ -310,7 +312,7 @@ __global__ void __launch_bounds__(kThreads) backward_float(AttentionBwd a, Stati
 template <class T, int D, bool BY_KEYS, bool DROPOUT>
 void launch_side(const AttentionBwd& a, const Statistics& stats, simt::Stream stream) {
     constexpr bool kFloat = std::is_same<T, float>::value;
-    using Tiles = std::conditional_t<kFloat, FloatBackwardTiles<D, BY_KEYS>, BackwardTiles<D, BY_KEYS>>;
+    using Tiles = std::conditional_t<kFloat, FloatBackwardTiles<D, BY_KEYS>, BackwardTiles<D, BY_KEYS, DROPOUT>>;
     const int64_t heads = a.B * (BY_KEYS ? a.K : a.H), rows = BY_KEYS ? a.S : a.T;
     if (heads * rows == 0) return;
     const dim3 grid(static_cast<unsigned>(heads), static_cast<unsigned>((rows + Tiles::kOwn - 1) / Tiles::kOwn));

@@ -28,13 +28,13 @@ template <int D, bool DROPOUT>
 struct ForwardTiles {
     static constexpr int M = DROPOUT && D == 128 ? 1 : 2;  // 16 M queries for each warp
     static constexpr int kQueries = 16 * M * kWarps;       // of a block
-    static constexpr int kKeys = D == 32 || (D == 64 && !DROPOUT) ? 64 : 32;
+    static constexpr int kKeys = D <= 64 && !DROPOUT ? 64 : 32;
     static constexpr bool kHeld = M * D <= 128;  // the queries stay in registers
     static constexpr int kBytes = (kQueries + 4 * kKeys) * D * 2;
 };
 
 template <class T, int D, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads) forward(AttentionFwd a) {
+__global__ void __launch_bounds__(kThreads, 2) forward(AttentionFwd a) {
     using Tiles = ForwardTiles<D, DROPOUT>;
     constexpr int M = Tiles::M, N = Tiles::kKeys / 8, kQueries = Tiles::kQueries, kKeys = Tiles::kKeys;
     const int H = static_cast<int>(a.H), b = blockIdx.x / H, h = blockIdx.x % H, kv = h / static_cast<int>(a.H / a.K);
@@ -43,7 +43,6 @@ __global__ void __launch_bounds__(kThreads) forward(AttentionFwd a) {
     const Sight sight(a, b);
     const Dropout dropout(a, blockIdx.x);
     const int all_see = sight.keys(first) / kKeys * kKeys, end = sight.keys(first + rows - 1);
-    const T *k = at<T>(a.k, b, 0, kv), *v = at<T>(a.v, b, 0, kv);
 
     simt::SharedMemory memory;
     T* q = memory.take<T>(kQueries * D);
@@ -51,8 +50,8 @@ __global__ void __launch_bounds__(kThreads) forward(AttentionFwd a) {
     T* values = memory.take<T>(2 * kKeys * D);
     const auto fetch_keys = [&](int s) {
         const int stage = s / kKeys % 2 * kKeys * D;
-        fetch<D, kKeys>(keys + stage, k + s * a.k.token, a.k.token, sight.valid - s);
-        fetch<D, kKeys>(values + stage, v + s * a.v.token, a.v.token, sight.valid - s);
+        fetch<D, kKeys>(keys + stage, at<T>(a.k, b, s, kv), a.k.token, sight.valid - s);
+        fetch<D, kKeys>(values + stage, at<T>(a.v, b, s, kv), a.v.token, sight.valid - s);
         simt::cp_async_commit();
     };
     if (end > 0) {
@@ -63,19 +62,22 @@ __global__ void __launch_bounds__(kThreads) forward(AttentionFwd a) {
     // The largest score is looked for before scaling, so the scale must be positive: q takes its sign. Not quite 0,
     // for what is hidden, -inf, to stay so.
     const float scale = fmaxf(fabsf(a.scale) * kLog2E, 1e-30f);
-    const uint32_t flip = a.scale < 0.0f ? 0x80008000u : 0u;
-    uint32_t held[Tiles::kHeld ? D / 16 : 1][M][4];
-    const auto left_from_tile = [&](uint32_t (&f)[4], int m, int step) {
-        left_operand<D>(f, q, row + 16 * m, step);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) f[i] ^= flip;
+    const auto negate_own = [&] {
+        uint32_t* pairs = reinterpret_cast<uint32_t*>(q + row * D);
+        for (int i = 4 * lane; i < 16 * M * D / 2; i += 4 * kWarp) {
+            auto v = simt::load<uint32_t, 4>(pairs + i);
+            for (int e = 0; e < 4; ++e) v.at[e] ^= 0x80008000u;
+            simt::store<uint32_t, 4>(pairs + i, v);
+        }
+        __syncwarp();
     };
+    uint32_t held[Tiles::kHeld ? D / 16 : 1][M][4];
     const auto left = [&](uint32_t (&f)[4], int m, int step) {
         if constexpr (Tiles::kHeld) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) f[i] = held[step][m][i];
         } else {
-            left_from_tile(f, m, step);
+            left_operand<D>(f, q, row + 16 * m, step);
         }
     };
 
@@ -141,12 +143,13 @@ __global__ void __launch_bounds__(kThreads) forward(AttentionFwd a) {
         simt::cp_async_wait<0>();
         __syncthreads();  // this tile is there, and the one before it is done with
         if (s + kKeys < end) fetch_keys(s + kKeys);
-        if constexpr (Tiles::kHeld) {
-            if (s == 0) {
+        if (s == 0) {
+            if (a.scale < 0.0f) negate_own();
+            if constexpr (Tiles::kHeld) {
 #pragma unroll
                 for (int step = 0; step < D / 16; ++step)
 #pragma unroll
-                    for (int m = 0; m < M; ++m) left_from_tile(held[step][m], m, step);
+                    for (int m = 0; m < M; ++m) left_operand<D>(held[step][m], q, row + 16 * m, step);
             }
         }
         if (s < all_see)
@@ -185,7 +188,7 @@ struct FloatTiles {
 };
 
 template <int D, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads) forward_float(AttentionFwd a) {
+__global__ void __launch_bounds__(kThreads, 2) forward_float(AttentionFwd a) {
     using Tiles = FloatTiles<D>;
     constexpr int M = Tiles::M, N = Tiles::N, kQueries = Tiles::kQueries, kKeys = Tiles::kKeys;
     const int H = static_cast<int>(a.H), b = blockIdx.x / H, h = blockIdx.x % H, kv = h / static_cast<int>(a.H / a.K);
