@@ -18,7 +18,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarp * kWarps;
-constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 SIMT_DEVICE int least(int a, int b) { return a < b ? a : b; }
 SIMT_DEVICE int most(int a, int b) { return a > b ? a : b; }
@@ -127,11 +127,11 @@ SIMT_DEVICE void fetch(T* tile, const T* from, int64_t stride, int count) {
     const int row = threadIdx.x / kTurn<D>, chunk = threadIdx.x % kTurn<D>;
     tile += place<D>(row, chunk);
     from += row * stride + 8 * chunk;
+    const int64_t step = kRows * stride;
 #pragma unroll
-    for (int r = 0; r < ROWS; r += kRows)
+    for (int r = 0; r < ROWS; r += kRows, from += step)
 #pragma unroll
-        for (int c = 0; c < D; c += 8 * kTurn<D>)
-            simt::cp_async16(tile + r * D + c, from + r * stride + c, row + r < count);
+        for (int c = 0; c < D; c += 8 * kTurn<D>) simt::cp_async16(tile + r * D + c, from + c, row + r < count);
 }
 
 // Rows row to row + 16, columns 16 step to 16 step + 16 of a tile: the left operand of a product.
@@ -207,17 +207,21 @@ SIMT_DEVICE void put_rows(const float (&c)[M][D / 8][4], T* tile, int row, T* to
 #pragma unroll
             for (int d = 0; d < kChunks; ++d) {
                 const float low = r < live ? c[m][d][i] : 0.0f, high = r < live ? c[m][d][i + 1] : 0.0f;
-                simt::store<T, 2>(tile + place<D>(row + r, d) + lane % 4 * 2,
-                                  {{simt::from_float<T>(low), simt::from_float<T>(high)}});
+                *reinterpret_cast<uint32_t*>(tile + place<D>(row + r, d) + lane % 4 * 2) = simt::pack2<T>(low, high);
             }
         }
     __syncwarp();
+    constexpr int kRows = kWarp / kTurn<D>;  // at once
+    const int first = lane / kTurn<D>, chunk = lane % kTurn<D>;
+    to += first * stride + 8 * chunk;
+    const int64_t step = kRows * stride;
 #pragma unroll
-    for (int k = 0; k < M * 16 * kChunks / kWarp; ++k) {
-        const int i = k * kWarp + lane, r = i / kChunks, chunk = i % kChunks;
-        if (r < count)
-            simt::store<T, 8>(to + r * stride + chunk * 8, simt::load<T, 8>(tile + place<D>(row + r, chunk)));
-    }
+    for (int r = 0; r < 16 * M; r += kRows, to += step)
+        if (first + r < count) {
+#pragma unroll
+            for (int c = 0; c < kChunks; c += kTurn<D>)
+                simt::copy16(to + 8 * c, tile + place<D>(row + first + r, chunk + c));
+        }
 }
 
 // ------------------------------------------------------------------------------------------------- float32

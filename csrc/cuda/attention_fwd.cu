@@ -165,17 +165,16 @@ __global__ void __launch_bounds__(kThreads, 2) forward(AttentionFwd a) {
             float total = sum[m][r];
             total += __shfl_xor_sync(simt::kWholeWarp, total, 1);
             total += __shfl_xor_sync(simt::kWholeWarp, total, 2);
-            const bool sighted = reference[m][r] != -kInfinity;
+            const int at_row = row + 16 * m + 8 * r + lane / 4;
+            const bool sighted = sight.keys(first + at_row) > 0;
             const float factor = sighted ? (DROPOUT ? a.inverse_keep : 1.0f) / total : 0.0f;
 #pragma unroll
             for (int d = 0; d < D / 8; ++d) {
                 result[m][d][2 * r] *= factor;
                 result[m][d][2 * r + 1] *= factor;
             }
-            const int at_row = row + 16 * m + 8 * r + lane / 4;
             if (at_row < rows && lane % 4 == 0)
-                a.lse[blockIdx.x * a.T + first + at_row] =
-                    sighted ? reference[m][r] / kLog2E + logf(total) : -kInfinity;
+                a.lse[blockIdx.x * a.T + first + at_row] = sighted ? reference[m][r] * kLn2 + logf(total) : -kInfinity;
         }
     T* y = static_cast<T*>(a.y) + ((b * a.T + first + row) * a.H + h) * D;
     put_rows<D>(result, q, row, y, a.H * D, rows - row, rows - row);
@@ -258,7 +257,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_float(AttentionFwd a) {
 #pragma unroll
     for (int i = 0; i < M; ++i) {
         const int row = down + kDown * i;
-        const bool sighted = reference[i] != -kInfinity;
+        const bool sighted = sight.keys(first + row) > 0;
         const float total = row_sum(sum[i]), factor = (DROPOUT ? a.inverse_keep : 1.0f) / total;
         if (row >= rows) continue;
         if (across == 0) a.lse[blockIdx.x * a.T + first + row] = sighted ? reference[i] + logf(total) : -kInfinity;

@@ -59,6 +59,9 @@ SIMT_DEVICE void store(T* to, const Vector<T, N>& v) {
     *reinterpret_cast<Vector<T, N>*>(to) = v;
 }
 
+// 16 bytes from one place to another. Through load and store the compiler would often take them apart.
+SIMT_DEVICE void copy16(void* to, const void* from) { *static_cast<uint4*>(to) = *static_cast<const uint4*>(from); }
+
 // Shared memory of a block, of a size known to the compiler.
 #define SIMT_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 

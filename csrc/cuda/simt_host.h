@@ -150,6 +150,12 @@ inline void store(T* to, const Vector<T, N>& v, host::Place place = host::Place:
     std::memcpy(to, &v, sizeof v);
 }
 
+inline void copy16(void* to, const void* from, host::Place place = host::Place::here()) {
+    host::touch(from, 16, false, place);
+    host::touch(to, 16, true, place);
+    std::memcpy(to, from, 16);
+}
+
 #define SIMT_SHARED(type, name, count) \
     type* const name =                 \
         static_cast<type*>(::simt::host::shared_array(sizeof(type) * (count), ::simt::host::Place::here()))
