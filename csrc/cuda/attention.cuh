@@ -18,6 +18,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarp * kWarps;
+constexpr int kResident = 2;  // blocks on a multiprocessor, so 255 registers; left alone, ptxas aims at 3 and spills
 constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 SIMT_DEVICE int least(int a, int b) { return a < b ? a : b; }

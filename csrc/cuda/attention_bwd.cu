@@ -93,12 +93,13 @@ template <int D, bool BY_KEYS, bool DROPOUT>
 struct BackwardTiles {
     static constexpr int M = D == 32 || (D == 64 && !(BY_KEYS && DROPOUT)) ? 2 : 1;
     static constexpr int kOther = 32;
+    static constexpr bool kHeld = !BY_KEYS && M == 1;  // own rows stay in registers
     static constexpr int kOwn = 16 * M * kWarps;
     static constexpr int kBytes = (2 * kOwn + 4 * kOther) * D * 2 + (BY_KEYS ? 4 * kOther * 4 : 0);
 };
 
 template <class T, int D, bool BY_KEYS, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads) backward(AttentionBwd a, Statistics stats) {
+__global__ void __launch_bounds__(kThreads, kResident) backward(AttentionBwd a, Statistics stats) {
     using Tiles = BackwardTiles<D, BY_KEYS, DROPOUT>;
     constexpr int M = Tiles::M, N = Tiles::kOther / 8, kOwn = Tiles::kOwn, kOther = Tiles::kOther;
     const Meeting<BY_KEYS, kOwn, kOther> meeting(a);
@@ -157,8 +158,17 @@ __global__ void __launch_bounds__(kThreads) backward(AttentionBwd a, Statistics 
             }
     }
     const float scale = a.scale * kLog2E;
-    const auto left = [&](uint32_t (&f)[4], int m, int step) { left_operand<D>(f, own, row + 16 * m, step); };
-    const auto left_grad = [&](uint32_t (&f)[4], int m, int step) { left_operand<D>(f, own_grad, row + 16 * m, step); };
+    uint32_t held[2][Tiles::kHeld ? D / 16 : 1][M][4];
+    const auto operand = [&](uint32_t (&f)[4], const T* tile, int which, int m, int step) {
+        if constexpr (Tiles::kHeld) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) f[i] = held[which][step][m][i];
+        } else {
+            left_operand<D>(f, tile, row + 16 * m, step);
+        }
+    };
+    const auto left = [&](uint32_t (&f)[4], int m, int step) { operand(f, own, 0, m, step); };
+    const auto left_grad = [&](uint32_t (&f)[4], int m, int step) { operand(f, own_grad, 1, m, step); };
 
     float result[M][D / 8][4] = {};                     // dq or dk
     float result_grad[BY_KEYS ? M : 1][D / 8][4] = {};  // dv
@@ -205,6 +215,15 @@ __global__ void __launch_bounds__(kThreads) backward(AttentionBwd a, Statistics 
         simt::cp_async_wait<0>();
         __syncthreads();  // this tile is there, and the one before it is done with
         if (item + 1 < total) fetch_next((item + 1) % 2);
+        if constexpr (Tiles::kHeld) {
+            if (item == 0) {
+#pragma unroll
+                for (int step = 0; step < D / 16; ++step) {
+                    left_operand<D>(held[0][step][0], own, row, step);
+                    left_operand<D>(held[1][step][0], own_grad, row, step);
+                }
+            }
+        }
         if (meeting.clear(x))
             work(x, head, item % 2, std::false_type());
         else
@@ -240,7 +259,7 @@ struct FloatBackwardTiles {
 };
 
 template <int D, bool BY_KEYS, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads, 2) backward_float(AttentionBwd a, Statistics stats) {
+__global__ void __launch_bounds__(kThreads, kResident) backward_float(AttentionBwd a, Statistics stats) {
     using Tiles = FloatBackwardTiles<D, BY_KEYS>;
     constexpr int M = Tiles::M, N = Tiles::N, kOwn = Tiles::kOwn, kOther = Tiles::kOther;
     const Meeting<BY_KEYS, kOwn, kOther> meeting(a);

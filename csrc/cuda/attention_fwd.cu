@@ -34,7 +34,7 @@ struct ForwardTiles {
 };
 
 template <class T, int D, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads, 2) forward(AttentionFwd a) {
+__global__ void __launch_bounds__(kThreads, kResident) forward(AttentionFwd a) {
     using Tiles = ForwardTiles<D, DROPOUT>;
     constexpr int M = Tiles::M, N = Tiles::kKeys / 8, kQueries = Tiles::kQueries, kKeys = Tiles::kKeys;
     const int H = static_cast<int>(a.H), b = blockIdx.x / H, h = blockIdx.x % H, kv = h / static_cast<int>(a.H / a.K);
@@ -187,7 +187,7 @@ struct FloatTiles {
 };
 
 template <int D, bool DROPOUT>
-__global__ void __launch_bounds__(kThreads, 2) forward_float(AttentionFwd a) {
+__global__ void __launch_bounds__(kThreads, kResident) forward_float(AttentionFwd a) {
     using Tiles = FloatTiles<D>;
     constexpr int M = Tiles::M, N = Tiles::N, kQueries = Tiles::kQueries, kKeys = Tiles::kKeys;
     const int H = static_cast<int>(a.H), b = blockIdx.x / H, h = blockIdx.x % H, kv = h / static_cast<int>(a.H / a.K);
