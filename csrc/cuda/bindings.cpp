@@ -2,28 +2,76 @@
 
 #include "bindings.h"
 
-#include "../checks.h"
+#include "../arguments.h"
 #include "kernels.h"
-
-namespace py = pybind11;
 
 namespace tinygpt::cuda {
 namespace {
 
-template <class T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
+// 16-byte vectors of two-byte elements, of what `attention_of` has checked already.
+void require_vectors(uintptr_t address, const Strides& strides, DType dtype, const char* name) {
+    if (dtype == DType::f32) return;
+    const auto [batch, token, head] = integers<3>(strides);
+    require(address % 16 == 0 && batch % 8 == 0 && token % 8 == 0 && head % 8 == 0, name);
 }
 
-DType dtype_of(int code) {
-    require(code >= 0 && code <= 2, "a dtype code is 0 (float32), 1 (float16) or 2 (bfloat16)");
-    return static_cast<DType>(code);
+void attention_fwd_from(uintptr_t q, const Strides& q_strides, uintptr_t k, const Strides& k_strides, uintptr_t v,
+                        const Strides& v_strides, int dtype, uintptr_t kv_lengths, uintptr_t seed, uintptr_t y,
+                        uintptr_t lse, bool causal, float scale, double dropout_p, const py::tuple& sizes,
+                        uintptr_t stream) {
+    const AttentionFwd a{attention_of(q, q_strides, k, k_strides, v, v_strides, dtype, kv_lengths, seed, causal, scale,
+                                      dropout_p, sizes),
+                         pointer<void>(y), pointer<float>(lse)};
+    require_vectors(q, q_strides, a.dtype, "rows of q are not at multiples of 16 bytes");
+    require_vectors(k, k_strides, a.dtype, "rows of k are not at multiples of 16 bytes");
+    require_vectors(v, v_strides, a.dtype, "rows of v are not at multiples of 16 bytes");
+    require(a.B * a.T * a.H == 0 || (y != 0 && lse != 0), "y or lse is null");
+    attention_fwd(a, pointer<void>(stream));
+}
+
+void attention_bwd_from(uintptr_t dy, const Strides& dy_strides, uintptr_t q, const Strides& q_strides, uintptr_t k,
+                        const Strides& k_strides, uintptr_t v, const Strides& v_strides, int dtype,
+                        uintptr_t kv_lengths, uintptr_t seed, uintptr_t y, const Strides& y_strides, uintptr_t lse,
+                        uintptr_t dq, const Strides& dq_strides, uintptr_t dk, const Strides& dk_strides, uintptr_t dv,
+                        const Strides& dv_strides, bool causal, float scale, double dropout_p, const py::tuple& sizes,
+                        uintptr_t workspace, uintptr_t stream) {
+    const Attention common = attention_of(q, q_strides, k, k_strides, v, v_strides, dtype, kv_lengths, seed, causal,
+                                          scale, dropout_p, sizes);
+    const int64_t queries = common.B * common.T * common.H;
+    require(queries == 0 || (lse != 0 && workspace != 0), "lse or workspace is null");
+    const AttentionBwd a{common,
+                         heads_of<Heads>(y, y_strides, queries, "y is null"),
+                         heads_of<Heads>(dy, dy_strides, queries, "dy is null"),
+                         pointer<float>(lse),
+                         heads_of<HeadsOut>(dq, dq_strides, 0, "dq"),
+                         heads_of<HeadsOut>(dk, dk_strides, 0, "dk"),
+                         heads_of<HeadsOut>(dv, dv_strides, 0, "dv")};
+    require_vectors(q, q_strides, a.dtype, "rows of q are not at multiples of 16 bytes");
+    require_vectors(k, k_strides, a.dtype, "rows of k are not at multiples of 16 bytes");
+    require_vectors(v, v_strides, a.dtype, "rows of v are not at multiples of 16 bytes");
+    require_vectors(y, y_strides, a.dtype, "rows of y are not at multiples of 16 bytes");
+    require_vectors(dy, dy_strides, a.dtype, "rows of dy are not at multiples of 16 bytes");
+    require_vectors(dq, dq_strides, a.dtype, "rows of dq are not at multiples of 16 bytes");
+    require_vectors(dk, dk_strides, a.dtype, "rows of dk are not at multiples of 16 bytes");
+    require_vectors(dv, dv_strides, a.dtype, "rows of dv are not at multiples of 16 bytes");
+    attention_bwd(a, pointer<float>(workspace), pointer<void>(stream));
 }
 
 }  // namespace
 
 void add_ops(py::module_& m) {
     m.def("cuda_probe", &probe, "Why kernels of this build cannot run on the current GPU; empty when they can.");
+    m.def("cuda_attention_fwd", &attention_fwd_from, py::arg("q"), py::arg("q_strides"), py::arg("k"),
+          py::arg("k_strides"), py::arg("v"), py::arg("v_strides"), py::arg("dtype"), py::arg("kv_lengths"),
+          py::arg("seed"), py::arg("y"), py::arg("lse"), py::arg("causal"), py::arg("scale"), py::arg("dropout_p"),
+          py::arg("sizes"), py::arg("stream"));
+    m.def("cuda_attention_bwd_workspace", &attention_bwd_workspace, py::arg("B"), py::arg("H"), py::arg("T"));
+    m.def("cuda_attention_bwd", &attention_bwd_from, py::arg("dy"), py::arg("dy_strides"), py::arg("q"),
+          py::arg("q_strides"), py::arg("k"), py::arg("k_strides"), py::arg("v"), py::arg("v_strides"),
+          py::arg("dtype"), py::arg("kv_lengths"), py::arg("seed"), py::arg("y"), py::arg("y_strides"), py::arg("lse"),
+          py::arg("dq"), py::arg("dq_strides"), py::arg("dk"), py::arg("dk_strides"), py::arg("dv"),
+          py::arg("dv_strides"), py::arg("causal"), py::arg("scale"), py::arg("dropout_p"), py::arg("sizes"),
+          py::arg("workspace"), py::arg("stream"));
     m.def(
         "cuda_layer_norm_fwd",
         [](uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride, int dtype, uintptr_t weight,

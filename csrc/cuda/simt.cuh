@@ -59,6 +59,9 @@ SIMT_DEVICE void store(T* to, const Vector<T, N>& v) {
     *reinterpret_cast<Vector<T, N>*>(to) = v;
 }
 
+// 16 bytes from one place to another. Through load and store the compiler would often take them apart.
+SIMT_DEVICE void copy16(void* to, const void* from) { *static_cast<uint4*>(to) = *static_cast<const uint4*>(from); }
+
 // Shared memory of a block, of a size known to the compiler.
 #define SIMT_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 
@@ -144,6 +147,13 @@ template <class T>
 SIMT_DEVICE uint32_t pack2(float low, float high) {
     const Vector<T, 2> v{{from_float<T>(low), from_float<T>(high)}};
     return *reinterpret_cast<const uint32_t*>(&v);
+}
+
+// 2^x to two units in the last place; results below the smallest normal number may be 0.
+SIMT_DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 inline void check(cudaError_t status, const char* name) {

@@ -151,6 +151,12 @@ inline void store(T* to, const Vector<T, N>& v, host::Place place = host::Place:
     std::memcpy(to, &v, sizeof v);
 }
 
+inline void copy16(void* to, const void* from, host::Place place = host::Place::here()) {
+    host::touch(from, 16, false, place);
+    host::touch(to, 16, true, place);
+    std::memcpy(to, from, 16);
+}
+
 #define SIMT_SHARED(type, name, count) \
     type* const name =                 \
         static_cast<type*>(::simt::host::shared_array(sizeof(type) * (count), ::simt::host::Place::here()))
@@ -203,6 +209,7 @@ inline uint32_t pack2(float low, float high) {
 }
 
 inline std::string obstacle(void (*)()) { return ""; }
+inline float exp2_fast(float x) { return std::exp2(x); }
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,

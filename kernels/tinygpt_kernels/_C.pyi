@@ -248,6 +248,53 @@ cuda_architectures: str  # only where it was built with nvcc, as all that begins
 cuda_compiler: str  # nvcc's version
 
 def cuda_probe() -> str: ...
+def cuda_attention_fwd(
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    dtype: int,
+    kv_lengths: int,
+    seed: int,
+    y: int,
+    lse: int,
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    sizes: tuple[int, int, int, int, int, int],
+    stream: int,
+) -> None: ...
+def cuda_attention_bwd_workspace(B: int, H: int, T: int) -> int: ...
+def cuda_attention_bwd(
+    dy: int,
+    dy_strides: tuple[int, ...],
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    dtype: int,
+    kv_lengths: int,
+    seed: int,
+    y: int,
+    y_strides: tuple[int, ...],
+    lse: int,
+    dq: int,
+    dq_strides: tuple[int, ...],
+    dk: int,
+    dk_strides: tuple[int, ...],
+    dv: int,
+    dv_strides: tuple[int, ...],
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    sizes: tuple[int, int, int, int, int, int],
+    workspace: int,
+    stream: int,
+) -> None: ...
 def cuda_layer_norm_fwd(
     x: int,
     x_stride: int,

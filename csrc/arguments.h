@@ -1,0 +1,74 @@
+// Python's integers as what ops.h has, for the modules of the CPU and of CUDA.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "checks.h"
+#include "ops.h"
+
+namespace tinygpt {
+
+namespace py = pybind11;
+
+inline DType dtype_of(int code) {
+    require(code >= 0 && code <= 2, "a dtype code is 0 (float32), 1 (float16) or 2 (bfloat16)");
+    return static_cast<DType>(code);
+}
+
+template <class T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+using Strides = py::tuple;  // of [B, tokens, heads, D]; the last is not looked at
+
+// The first N integers of a tuple; pybind11's own conversion to std::array costs some 0.4 µs a tuple more.
+template <int N>
+std::array<int64_t, N> integers(const py::tuple& tuple) {
+    require(PyTuple_GET_SIZE(tuple.ptr()) >= N, "attention: a tuple is too short");
+    std::array<int64_t, N> found;
+    for (int i = 0; i < N; ++i) found[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return found;
+}
+
+template <class Part>
+Part heads_of(uintptr_t address, const Strides& strides, int64_t elements, const char* name) {
+    require(elements == 0 || address != 0, name);
+    const auto [batch, token, head] = integers<3>(strides);
+    require(batch >= 0 && token >= 0 && head >= 0, "attention: strides may not be negative");
+    return {pointer<void>(address), batch, token, head};
+}
+
+inline Attention attention_of(uintptr_t q, const Strides& q_strides, uintptr_t k, const Strides& k_strides, uintptr_t v,
+                              const Strides& v_strides, int dtype, uintptr_t kv_lengths, uintptr_t seed, bool causal,
+                              float scale, double dropout_p, const py::tuple& sizes) {
+    const auto [B, T, S, H, K, D] = integers<6>(sizes);
+    require(B >= 0 && T >= 0 && S >= 0 && H >= 0 && K >= 1 && H % K == 0, "attention: K must divide H");
+    require(D >= 1 && D <= 256, "attention: D must be 1 to 256");
+    require(dropout_p >= 0 && dropout_p < 1 && (seed != 0 || dropout_p == 0),
+            "attention: dropout needs 0 <= p < 1 and a seed");
+    const double below = std::nearbyint(dropout_p * 0x1p32);
+    return {heads_of<Heads>(q, q_strides, B * T * H, "q is null"),
+            heads_of<Heads>(k, k_strides, B * S * K, "k is null"),
+            heads_of<Heads>(v, v_strides, B * S * K, "v is null"),
+            B,
+            T,
+            S,
+            H,
+            K,
+            D,
+            dtype_of(dtype),
+            causal,
+            scale,
+            pointer<int64_t>(kv_lengths),
+            dropout_p > 0 ? pointer<int64_t>(seed) : nullptr,
+            static_cast<uint32_t>(std::min(below, 4294967295.0)),
+            below > 4294967295.0 ? 0.0f : static_cast<float>(1 / (1 - dropout_p))};
+}
+
+}  // namespace tinygpt
