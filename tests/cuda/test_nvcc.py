@@ -5,6 +5,7 @@ budgets.json holds the registers of a thread for one version of nvcc. After a ch
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,16 @@ ARCHITECTURES = [int(a.removesuffix("-real")) for a in BUILT.split(",")] if BUIL
 pytestmark = pytest.mark.skipif(not BUILT, reason="this build has no CUDA kernels: there was no nvcc")
 
 
+reports = lru_cache(cuda.reports)
+
+
 def registers():
-    return {f"sm_{arch}": {r.kernel: r.registers for r in cuda.reports(arch)} for arch in ARCHITECTURES}
+    return {f"sm_{arch}": {r.kernel: r.registers for r in reports(arch)} for arch in ARCHITECTURES}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_no_kernel_spills_and_an_sm_holds_at_least_eight_warps(arch):
-    found = cuda.reports(arch)
+    found = reports(arch)
     assert {r.kernel.split()[0] for r in found} == {
         p.name for p in (Path(__file__).parents[2] / "csrc/cuda").glob("*.cu")
     }
