@@ -156,9 +156,9 @@ SIMT_DEVICE float exp2_fast(float x) {
     return y;
 }
 
-inline void check(cudaError_t status, const char* name) {
+inline void check(cudaError_t status, const std::string& what) {
     if (status != cudaSuccess)
-        throw std::runtime_error(std::string(name) + " on cuda: " + cudaGetErrorString(status) + " (" +
+        throw std::runtime_error(what + " on cuda: " + cudaGetErrorString(status) + " (" +
                                  cudaGetErrorName(status) + ")");
 }
 
@@ -178,7 +178,11 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
               name);
     kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
-    check(cudaGetLastError(), name);
+    const cudaError_t status = cudaGetLastError();
+    if (status != cudaSuccess)
+        check(status, std::string(name) + ", " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
+                          std::to_string(grid.z) + " blocks of " + std::to_string(block.x) + " threads with " +
+                          std::to_string(shared_bytes) + " bytes of shared memory");
 }
 
 }  // namespace simt

@@ -173,12 +173,11 @@ def test_every_barrier_wait_and_atomic_is_needed_and_missed(simt, place):
 
 
 def launches():
-    """One small case for each op, with how many tensors its forward and its backward take."""
+    """One small case for each op, in two dtypes: attention has kernels of their own for each."""
     for op in OPS:
-        case = next(
-            p.values for p in served() if p.values[0].op == op and p.values[1] == torch.float32 and "17" in p.id
-        )
-        yield pytest.param(*case, id=op)
+        for dtype in (torch.float32, torch.bfloat16):
+            case = next(p.values for p in served() if p.values[0].op == op and p.values[1] == dtype and "17" in p.id)
+            yield pytest.param(*case, id=f"{op}-{str(dtype)[6:]}")
 
 
 @pytest.mark.parametrize(("case", "dtype"), list(launches()))

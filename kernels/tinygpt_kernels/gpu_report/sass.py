@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 UNIT = 4096  # FLOP of one m16n8k16 product, per warp
@@ -107,7 +108,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Code:
-    """A kernel's machine code and its innermost loops, in the order of the code."""
+    """A kernel's machine code and its innermost loops; where none of these does tensor-core work, the innermost that do, too."""
 
     whole: Section
     loops: tuple[Section, ...]
@@ -145,9 +146,14 @@ def parse(text: str) -> Code:
                 start = labels.get(label_name, i)
                 if start < i:  # start == i is the trap behind the last instruction
                     ends[start] = max(i, ends.get(start, i))
-    spans = sorted(ends.items())
-    inner = [(a, b) for a, b in spans if not any((a, b) != (c, d) and a <= c and d <= b for c, d in spans)]
-    loops = tuple(Section(tuple(instructions[a : b + 1])) for a, b in inner)
+    spans = {span: Section(tuple(instructions[span[0] : span[1] + 1])) for span in sorted(ends.items())}
+
+    def within(outer: tuple[int, int]) -> Iterator[Section]:
+        return (s for span, s in spans.items() if span != outer and outer[0] <= span[0] and span[1] <= outer[1])
+
+    loops = tuple(s for span, s in spans.items() if not any(within(span)))
+    if not any(s.flop for s in loops):  # the loop of the tensor cores holds a small one of another kind
+        loops += tuple(s for span, s in spans.items() if s.flop and not any(other.flop for other in within(span)))
     return Code(Section(tuple(instructions)), loops)
 
 
