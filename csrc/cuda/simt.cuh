@@ -158,8 +158,8 @@ SIMT_DEVICE float exp2_fast(float x) {
 
 inline void check(cudaError_t status, const std::string& what) {
     if (status != cudaSuccess)
-        throw std::runtime_error(what + " on cuda: " + cudaGetErrorString(status) + " (" +
-                                 cudaGetErrorName(status) + ")");
+        throw std::runtime_error(what + " on cuda: " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) +
+                                 ")");
 }
 
 // Why a kernel's code cannot run on the current GPU; empty when it can.
