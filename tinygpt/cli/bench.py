@@ -159,7 +159,7 @@ def _print(console: Console, m: Measurement) -> None:
     from tinygpt_kernels.measure import BOTH, FORWARD
 
     unit, scale = f"G{m.work.unit}/s", 1e9
-    ceiling = "its own large matrix product" if m.work.unit == "FLOP" else "a copy of as many bytes"
+    ceiling = "the fastest large matrix product here" if m.work.unit == "FLOP" else "a copy of as many bytes"
     console.print(f"\n[bold]{m.workload.op}[/] {m.workload.shape} {str(m.dtype).removeprefix('torch.')}, "
                   f"{m.threads} thread{'s' if m.threads > 1 else ''}")  # fmt: skip
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
