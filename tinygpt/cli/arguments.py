@@ -163,7 +163,7 @@ class Bench:
 class GpuReport:
     """Compile Triton kernels for GPUs that need not be here; read their machine code.
 
-    Without a kernel: this project's own, and the CUDA kernels that were built with it.
+    Without a kernel: this project's own, and its CUDA kernels as they were built.
     """
 
     kernels: Annotated[
