@@ -71,4 +71,65 @@ inline Attention attention_of(uintptr_t q, const Strides& q_strides, uintptr_t k
             below > 4294967295.0 ? 0.0f : static_cast<float>(1 / (1 - dropout_p))};
 }
 
+inline void require_norm(uintptr_t weight, uintptr_t mean, uintptr_t rstd, int64_t rows) {
+    require(weight != 0, "weight is null");
+    require(rows == 0 || (mean != 0 && rstd != 0), "mean or rstd is null");
+}
+
+inline LayerNormFwd layer_norm_fwd_of(uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride,
+                                      int dtype, uintptr_t weight, int weight_dtype, uintptr_t bias, int bias_dtype,
+                                      uintptr_t y, uintptr_t h, uintptr_t mean, uintptr_t rstd, int64_t rows,
+                                      int64_t cols, float eps) {
+    require_matrix(x, rows, cols, x_stride, "x");
+    require_matrix(y, rows, cols, cols, "y");
+    if (residual != 0 || h != 0) {
+        require_matrix(residual, rows, cols, residual_stride, "residual");
+        require_matrix(h, rows, cols, cols, "h");
+    }
+    require_norm(weight, mean, rstd, rows);
+    return {pointer<void>(x),
+            x_stride,
+            pointer<void>(residual),
+            residual_stride,
+            dtype_of(dtype),
+            pointer<void>(weight),
+            dtype_of(weight_dtype),
+            pointer<void>(bias),
+            dtype_of(bias_dtype),
+            pointer<void>(y),
+            pointer<void>(h),
+            pointer<float>(mean),
+            pointer<float>(rstd),
+            rows,
+            cols,
+            eps};
+}
+
+inline LayerNormBwd layer_norm_bwd_of(uintptr_t dy, int64_t dy_stride, uintptr_t dh, int64_t dh_stride, uintptr_t h,
+                                      int64_t h_stride, int dtype, uintptr_t weight, int weight_dtype, uintptr_t mean,
+                                      uintptr_t rstd, uintptr_t dx, uintptr_t dweight, uintptr_t dbias, int bias_dtype,
+                                      int64_t rows, int64_t cols) {
+    require_matrix(dy, rows, cols, dy_stride, "dy");
+    require_matrix(h, rows, cols, h_stride, "x");
+    if (dh != 0) require_matrix(dh, rows, cols, dh_stride, "dh");
+    require_norm(weight, mean, rstd, rows);
+    return {pointer<void>(dy),
+            dy_stride,
+            pointer<void>(dh),
+            dh_stride,
+            pointer<void>(h),
+            h_stride,
+            dtype_of(dtype),
+            pointer<void>(weight),
+            dtype_of(weight_dtype),
+            pointer<float>(mean),
+            pointer<float>(rstd),
+            pointer<void>(dx),
+            pointer<void>(dweight),
+            pointer<void>(dbias),
+            dtype_of(bias_dtype),
+            rows,
+            cols};
+}
+
 }  // namespace tinygpt

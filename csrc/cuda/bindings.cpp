@@ -77,25 +77,8 @@ void add_ops(py::module_& m) {
         [](uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride, int dtype, uintptr_t weight,
            int weight_dtype, uintptr_t bias, int bias_dtype, uintptr_t y, uintptr_t h, uintptr_t mean, uintptr_t rstd,
            int64_t rows, int64_t cols, float eps, uintptr_t stream) {
-            require_matrix(x, rows, cols, x_stride, "x");
-            require_matrix(y, rows, cols, cols, "y");
-            require((residual != 0) == (h != 0), "residual and h come together");
-            const LayerNormFwd a{pointer<void>(x),
-                                 x_stride,
-                                 pointer<void>(residual),
-                                 residual_stride,
-                                 dtype_of(dtype),
-                                 pointer<void>(weight),
-                                 dtype_of(weight_dtype),
-                                 pointer<void>(bias),
-                                 dtype_of(bias_dtype),
-                                 pointer<void>(y),
-                                 pointer<void>(h),
-                                 pointer<float>(mean),
-                                 pointer<float>(rstd),
-                                 rows,
-                                 cols,
-                                 eps};
+            const LayerNormFwd a = layer_norm_fwd_of(x, x_stride, residual, residual_stride, dtype, weight,
+                                                     weight_dtype, bias, bias_dtype, y, h, mean, rstd, rows, cols, eps);
             layer_norm_fwd(a, pointer<void>(stream));
         },
         py::arg("x"), py::arg("x_stride"), py::arg("residual"), py::arg("residual_stride"), py::arg("dtype"),
@@ -107,26 +90,10 @@ void add_ops(py::module_& m) {
         [](uintptr_t dy, int64_t dy_stride, uintptr_t dh, int64_t dh_stride, uintptr_t x, int64_t x_stride, int dtype,
            uintptr_t weight, int weight_dtype, uintptr_t mean, uintptr_t rstd, uintptr_t dx, uintptr_t dweight,
            uintptr_t dbias, int bias_dtype, int64_t rows, int64_t cols, uintptr_t partial, uintptr_t stream) {
-            require_matrix(dy, rows, cols, dy_stride, "dy");
-            require_matrix(x, rows, cols, x_stride, "x");
             require(partial != 0, "partial is null");
-            const LayerNormBwd a{pointer<void>(dy),
-                                 dy_stride,
-                                 pointer<void>(dh),
-                                 dh_stride,
-                                 pointer<void>(x),
-                                 x_stride,
-                                 dtype_of(dtype),
-                                 pointer<void>(weight),
-                                 dtype_of(weight_dtype),
-                                 pointer<float>(mean),
-                                 pointer<float>(rstd),
-                                 pointer<void>(dx),
-                                 pointer<void>(dweight),
-                                 pointer<void>(dbias),
-                                 dtype_of(bias_dtype),
-                                 rows,
-                                 cols};
+            const LayerNormBwd a =
+                layer_norm_bwd_of(dy, dy_stride, dh, dh_stride, x, x_stride, dtype, weight, weight_dtype, mean, rstd,
+                                  dx, dweight, dbias, bias_dtype, rows, cols);
             layer_norm_bwd(a, pointer<float>(partial), pointer<void>(stream));
         },
         py::arg("dy"), py::arg("dy_stride"), py::arg("dh"), py::arg("dh_stride"), py::arg("x"), py::arg("x_stride"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, fits, missing
+from .common import CODES, FLOATS, Buffers, address, fits, missing, saved_lse
 
 if not missing:
     from .. import _C
@@ -60,7 +60,7 @@ def attention_bwd(
     """
     q, k, v, dy, y = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, dy, y))
     B, T, H, D = q.shape
-    lse = _saved(dy, y, lse, (B, T, H, D), q.dtype)
+    lse = saved_lse("cpp", dy, y, lse, (B, T, H, D), q.dtype)
     if out is None:
         need_q, need_k, need_v = needs[:3]
         dq = torch.empty(q.shape, dtype=q.dtype) if need_q else None
@@ -106,7 +106,7 @@ def attention_qkv_bwd(
     """Backward of ops.attention_qkv: (dqkv, None, None), packed as qkv is. `out`: a buffer for dqkv, D contiguous."""
     qkv, dy, y = _last_contiguous(qkv), _last_contiguous(dy), _last_contiguous(y)
     B, T, _, D = qkv.shape
-    lse = _saved(dy, y, lse, (B, T, heads, D), qkv.dtype)
+    lse = saved_lse("cpp", dy, y, lse, (B, T, heads, D), qkv.dtype)
     if out is None or out[0] is None:
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype)
     else:
@@ -142,16 +142,6 @@ def _lengths(kv_lengths: Tensor | None) -> Tensor | None:
 
 def _seed(seed: Tensor | None, dropout_p: float) -> Tensor | None:
     return None if seed is None or not dropout_p else seed.cpu()
-
-
-def _saved(dy: Tensor, y: Tensor, lse: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    B, T, H, _ = shape
-    if dy.shape != shape or y.shape != shape or not dy.dtype == y.dtype == dtype or lse.shape != (B, H, T):
-        raise ValueError(
-            f"attention on cpp: dy {tuple(dy.shape)} {dy.dtype}, y {tuple(y.shape)} {y.dtype} and lse {tuple(lse.shape)} do not "
-            f"belong to q {tuple(shape)} {dtype}"
-        )
-    return lse if lse.dtype is torch.float32 and lse.is_contiguous() else lse.float().contiguous()
 
 
 def _gradient(buffer: Tensor | None, like: Tensor) -> Tensor | None:

@@ -93,3 +93,18 @@ def fits(op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype) ->
             f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
         )
     return buffer
+
+
+def saved_lse(backend: str, dy: Tensor, y: Tensor, lse: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """`lse` as a backward of attention reads it: float32, contiguous.
+
+    Raises:
+        ValueError: dy, y or lse do not belong to a q of that shape and dtype.
+    """
+    B, T, H, _ = shape
+    if dy.shape != shape or y.shape != shape or not dy.dtype == y.dtype == dtype or lse.shape != (B, H, T):
+        raise ValueError(
+            f"attention on {backend}: dy {tuple(dy.shape)} {dy.dtype}, y {tuple(y.shape)} {y.dtype} and lse {tuple(lse.shape)} "
+            f"do not belong to q {tuple(shape)} {dtype}"
+        )
+    return lse if lse.dtype is torch.float32 and lse.is_contiguous() else lse.float().contiguous()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...dispatch import Impl, register
-from ..common import CODES, FLOATS, Buffers
+from ..common import CODES, FLOATS, Buffers, saved_lse
 from . import common
 from .common import MIN_SM, fits
 
@@ -59,7 +59,7 @@ def attention_bwd(
     """
     q, k, v, dy, y = (_rows(x) for x in (q, k, v, dy, y))
     B, T, H, D = q.shape
-    lse = _saved(dy, y, lse, (B, T, H, D), q.dtype)
+    lse = saved_lse("cuda", dy, y, lse, (B, T, H, D), q.dtype)
     if out is None:
         dq, dk, dv = (
             common.fresh(*like.shape, dtype=q.dtype, device=q.device) if need else None
@@ -106,7 +106,7 @@ def attention_qkv_bwd(
     """Backward of ops.attention_qkv: (dqkv, None, None), packed as qkv is. `out`: a buffer for dqkv, rows as qkv's are wanted."""
     qkv, dy, y = _rows(qkv), _rows(dy), _rows(y)
     B, T, _, D = qkv.shape
-    lse = _saved(dy, y, lse, (B, T, heads, D), qkv.dtype)
+    lse = saved_lse("cuda", dy, y, lse, (B, T, heads, D), qkv.dtype)
     if out is None or out[0] is None:
         dqkv = common.fresh(*qkv.shape, dtype=qkv.dtype, device=qkv.device)
     else:
@@ -163,16 +163,6 @@ def _seed(seed: Tensor | None, dropout_p: float, q: Tensor) -> Tensor | None:
 def _workspace(B: int, H: int, T: int, q: Tensor) -> Tensor:
     size = common.module.cuda_attention_bwd_workspace(B, H, T)
     return common.fresh(size, dtype=torch.float32, device=q.device)
-
-
-def _saved(dy: Tensor, y: Tensor, lse: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    B, T, H, _ = shape
-    if dy.shape != shape or y.shape != shape or not dy.dtype == y.dtype == dtype or lse.shape != (B, H, T):
-        raise ValueError(
-            f"attention on cuda: dy {tuple(dy.shape)} {dy.dtype}, y {tuple(y.shape)} {y.dtype} and lse {tuple(lse.shape)} do not "
-            f"belong to q {tuple(shape)} {dtype}"
-        )
-    return lse if lse.dtype is torch.float32 and lse.is_contiguous() else lse.float().contiguous()
 
 
 def _gradient(buffer: Tensor | None, like: Tensor) -> Tensor | None:
