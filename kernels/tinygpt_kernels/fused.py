@@ -34,6 +34,8 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     if scale is not None and scale <= 0:  # PyTorch's flash kernel for CPUs gives NaN for these (2.13)
         q, scale = (-q, -scale) if scale else (q * 0, 1.0)
+    if not q.numel():  # PyTorch's flash kernel for GPUs returns None for these (2.11)
+        return q + 0 * (k.sum() + v.sum())
     T, S, grouped = q.shape[1], k.shape[1], q.shape[2] != k.shape[2]
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if kv_lengths is None and (not causal or T == S):

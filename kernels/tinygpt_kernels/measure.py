@@ -28,7 +28,8 @@ _TIE = 1.02  # below this ratio of medians nobody is called faster than torch
 class Measurement:
     """What was found. Seconds per call, one figure per round, by pass (forward, forward+backward, kernels alone) and backend.
 
-    A backend without kernels of its own stands among the kernels with its forward and backward: that is what it costs there.
+    A backend without kernels of its own stands among the kernels with its forward and backward: that is what it costs there. On a
+    GPU what stands among the kernels was captured into a graph, everybody's (timing.captured): only the GPU's time counts there.
 
     copies: of a copy that moves as many bytes as the pass, taken in the same rounds; only where the work is bytes.
     matmul_rate: FLOP/s of a large product, measured once per process. refused, wrong: who was not timed, and why.
@@ -59,7 +60,7 @@ class Measurement:
         """What this machine does at most: its large matrix product's rate, or a copy's of the same size."""
         if self.work.unit == "FLOP":
             return self.matmul_rate
-        return self.amount(pass_) / timing.median(self.copies[FORWARD if pass_ == FORWARD else BOTH])
+        return self.amount(pass_) / timing.median(self.copies.get(pass_, self.copies.get(BOTH, self.copies[FORWARD])))
 
     def ratio(self, pass_: str, name: str, peer: str = "torch") -> float | None:
         """How many times faster than a peer; None when that was not timed."""
@@ -139,6 +140,12 @@ def measure(
     if work.unit == "B":
         for pass_ in {FORWARD, BOTH} & {pass_ for pass_, _ in candidates}:
             candidates[pass_, ""] = timing.copy(_amount(work, pass_), device)
+    on_gpu = device.startswith("cuda")
+    if on_gpu and any(pass_ == KERNELS for pass_, _ in candidates):
+        bare = {name: run for (pass_, name), run in candidates.items() if pass_ in (BOTH, KERNELS) and name}
+        candidates |= {(KERNELS, name): timing.captured(run) for name, run in bare.items()}
+        if work.unit == "B":
+            candidates[KERNELS, ""] = timing.captured(timing.copy(_amount(work, KERNELS), device))
     times = timing.interleaved(
         {f"{pass_}/{name}": run for (pass_, name), run in candidates.items()},
         rounds=rounds,
@@ -149,9 +156,12 @@ def measure(
     for pass_, name in candidates:
         if name:
             seconds.setdefault(pass_, {})[name] = times[f"{pass_}/{name}"]
+    copies = {pass_: times[f"{pass_}/"] for pass_, name in candidates if not name}
     if KERNELS in seconds:
         seconds[KERNELS] = seconds[BOTH] | seconds[KERNELS]
-    copies = {pass_: times[f"{pass_}/"] for pass_, name in candidates if not name}
+        if on_gpu:
+            seconds[KERNELS] = {name: _each(of_all) for name, of_all in seconds[KERNELS].items()}
+            copies |= {KERNELS: _each(copies[KERNELS])} if KERNELS in copies else {}
     return Measurement(workload, dtype, device, torch.get_num_threads(), work, seconds, copies,
                        matmul_rate(device, dtype), refused, wrong, None if gated == workload else gated)  # fmt: skip
 
@@ -254,6 +264,10 @@ def _matmul_rate(device: str, dtype: torch.dtype, threads: int) -> float:
 
 def _amount(work: Work, pass_: str) -> float:
     return work.forward + (0.0 if pass_ == FORWARD else work.backward)
+
+
+def _each(replays: list[float]) -> list[float]:
+    return [seconds / timing.REPLAYED for seconds in replays]
 
 
 def _clearly_faster(torchs: list[float], others: list[float]) -> bool:
