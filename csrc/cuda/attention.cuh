@@ -228,20 +228,24 @@ SIMT_DEVICE void put_rows(const float (&c)[M][D / 8][4], T* tile, int row, T* to
 // ------------------------------------------------------------------------------------------------- float32
 
 // 128 threads as 16 x 8 have every 16th row and every 8th column of a tile's scores, and of D columns every 8th vector.
-// A row of scores belongs to 8 lanes of one warp. Four more floats a row keep the lanes' vectors in different banks.
+// A row of scores belongs to 8 lanes of one warp. Four more floats a row keep the lanes' vectors in different banks; of
+// scores, which are written one by one, eight.
 constexpr int kAcross = 8, kDown = kThreads / kAcross;
 
 using Four = simt::Vector<float, 4>;
 
 template <int D>
 constexpr int kPitch = D + 4;
+template <int N>
+constexpr int kScores = N + 8;
 
 template <int D, int ROWS>
 SIMT_DEVICE void copy_rows(float* tile, const float* from, int64_t stride, int count) {
 #pragma unroll 4
-    for (int i = threadIdx.x; i < ROWS * D; i += kThreads) {
+    for (int i = 4 * threadIdx.x; i < ROWS * D; i += 4 * kThreads) {
         const int row = i / D, d = i % D;
-        tile[row * kPitch<D> + d] = row < count ? from[row * stride + d] : 0.0f;
+        const Four v = row < count ? simt::load<float, 4>(from + row * stride + d) : Four{};
+        simt::store<float, 4>(tile + row * kPitch<D> + d, v);
     }
 }
 
@@ -269,7 +273,7 @@ SIMT_DEVICE void multiply_rows(float (&c)[M][N], const float* a, const float* b)
     }
 }
 
-// c += A B: A's rows hold 8 N numbers, 8 N + 4 apart, B's rows D.
+// c += A B: A's rows are scores, 8 N of them, B's rows D numbers.
 template <int D, int M, int N>
 SIMT_DEVICE void multiply_columns(float (&c)[M][D / 32][4], const float* a, const float* b) {
     const int across = threadIdx.x % kAcross, down = threadIdx.x / kAcross;
@@ -277,7 +281,7 @@ SIMT_DEVICE void multiply_columns(float (&c)[M][D / 32][4], const float* a, cons
     for (int s = 0; s < kAcross * N; s += 4) {
         Four x[M];
 #pragma unroll
-        for (int i = 0; i < M; ++i) x[i] = simt::load<float, 4>(a + (down + kDown * i) * kPitch<kAcross * N> + s);
+        for (int i = 0; i < M; ++i) x[i] = simt::load<float, 4>(a + (down + kDown * i) * kScores<kAcross * N> + s);
 #pragma unroll
         for (int k = 0; k < 4; ++k)
 #pragma unroll
@@ -297,9 +301,12 @@ SIMT_DEVICE void put_row(const float (&c)[D / 32][4], float factor, bool live, f
     const int across = threadIdx.x % kAcross;
     if (to == nullptr) return;
 #pragma unroll
-    for (int d = 0; d < D / 32; ++d)
+    for (int d = 0; d < D / 32; ++d) {
+        Four v;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) to[4 * (across + kAcross * d) + e] = live ? c[d][e] * factor : 0.0f;
+        for (int e = 0; e < 4; ++e) v.at[e] = live ? c[d][e] * factor : 0.0f;
+        simt::store<float, 4>(to + 4 * (across + kAcross * d), v);
+    }
 }
 
 // The sum, or the largest, over the 8 lanes that share a row.

@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, kResident) backward(AttentionBwd a, 
 template <int D, bool BY_KEYS>
 struct FloatBackwardTiles {
     static constexpr int M = 2, N = 4, kOwn = M * kDown, kOther = N * kAcross;
-    static constexpr int kBytes = 4 * (2 * (kOwn + kOther) * kPitch<D> + (BY_KEYS ? 2 : 1) * kOwn * kPitch<kOther>);
+    static constexpr int kBytes = 4 * (2 * (kOwn + kOther) * kPitch<D> + (BY_KEYS ? 2 : 1) * kOwn * kScores<kOther>);
 };
 
 template <int D, bool BY_KEYS, bool DROPOUT>
@@ -271,9 +271,9 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_float(AttentionB
     float* own_grad = memory.take<float>(kOwn * kPitch<D>);
     float* other = memory.take<float>(kOther * kPitch<D>);
     float* other_grad = memory.take<float>(kOther * kPitch<D>);
-    float* score_grads = memory.take<float>(kOwn * kPitch<kOther>);
+    float* score_grads = memory.take<float>(kOwn * kScores<kOther>);
     float* weights = nullptr;
-    if constexpr (BY_KEYS) weights = memory.take<float>(kOwn * kPitch<kOther>);
+    if constexpr (BY_KEYS) weights = memory.take<float>(kOwn * kScores<kOther>);
     if (meeting.tiles > 0) {
         const int h = meeting.head;
         copy_rows<D, kOwn>(own, BY_KEYS ? at<float>(a.k, b, first, kv) : at<float>(a.q, b, first, h),
@@ -308,8 +308,8 @@ __global__ void __launch_bounds__(kThreads, kResident) backward_float(AttentionB
                     if (!clear && !meeting.sees(row, x + column)) weight = 0.0f;
                     float kept = 1.0f;
                     if constexpr (DROPOUT) kept = dropout.keeps(query, key) ? a.inverse_keep : 0.0f;
-                    score_grads[row * kPitch<kOther> + column] = weight * (grad * kept - stats.delta[from]);
-                    if constexpr (BY_KEYS) weights[row * kPitch<kOther> + column] = weight * kept;
+                    score_grads[row * kScores<kOther> + column] = weight * (grad * kept - stats.delta[from]);
+                    if constexpr (BY_KEYS) weights[row * kScores<kOther> + column] = weight * kept;
                 }
             __syncwarp();  // rows of scores are a warp's own
             multiply_columns<D, M, N>(result, score_grads, other);

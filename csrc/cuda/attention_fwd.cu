@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward(AttentionFwd a) {
 template <int D>
 struct FloatTiles {
     static constexpr int M = 4, N = 4, kQueries = M * kDown, kKeys = N * kAcross;
-    static constexpr int kBytes = 4 * ((kQueries + kKeys) * kPitch<D> + kQueries * kPitch<kKeys>);
+    static constexpr int kBytes = 4 * ((kQueries + kKeys) * kPitch<D> + kQueries * kScores<kKeys>);
 };
 
 template <int D, bool DROPOUT>
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_float(AttentionFw
     simt::SharedMemory memory;
     float* q = memory.take<float>(kQueries * kPitch<D>);
     float* tile = memory.take<float>(kKeys * kPitch<D>);  // keys, then values
-    float* weights = memory.take<float>(kQueries * kPitch<kKeys>);
+    float* weights = memory.take<float>(kQueries * kScores<kKeys>);
     if (end > 0) copy_rows<D, kQueries>(q, at<float>(a.q, b, first, h), a.q.token, rows);
 
     float result[M][D / 32][4] = {}, sum[M] = {}, reference[M];
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kThreads, kResident) forward_float(AttentionFw
                 sum[i] += weight;
                 if constexpr (DROPOUT)
                     if (!dropout.keeps(first + down + kDown * i, s + across + kAcross * j)) weight = 0.0f;
-                weights[(down + kDown * i) * kPitch<kKeys> + across + kAcross * j] = weight;
+                weights[(down + kDown * i) * kScores<kKeys> + across + kAcross * j] = weight;
             }
         }
         __syncthreads();  // the keys are done with, and a warp's weights are there for all of it

@@ -11,8 +11,7 @@ namespace tinygpt::cuda {
 using Stream = void*;  // a cudaStream_t
 
 std::string probe();  // why kernels of this build cannot run on the current GPU; empty when they can
-// head_dim 32, 64, 96 or 128. Of two-byte types, the rows of D elements of all tensors must begin at multiples of 16
-// bytes: pointers are such, and strides multiples of 8.
+// head_dim 32, 64, 96 or 128. The rows of D elements of all tensors must begin at multiples of 16 bytes.
 void attention_fwd(const AttentionFwd& a, Stream stream);
 
 // `workspace` holds as many floats as attention_bwd_workspace says, and begins at a multiple of 16 bytes.
@@ -21,7 +20,8 @@ void attention_bwd(const AttentionBwd& a, float* workspace, Stream stream);
 
 void layer_norm_fwd(const LayerNormFwd& a, Stream stream);
 
-// Blocks whose sums of dweight and dbias are added up in the end: `partial` holds 2 * cols floats for each.
+// Blocks whose sums of dweight and dbias are added up in the end: `partial` holds 2 * cols floats for each, and begins
+// at a multiple of 16 bytes.
 int64_t layer_norm_bwd_blocks(int64_t rows);
 void layer_norm_bwd(const LayerNormBwd& a, float* partial, Stream stream);
 

@@ -6,7 +6,7 @@
 // Backward: with xhat = (x - mean) rstd and g = dy weight,
 //     dx = rstd (g - mean(g) - xhat mean(g xhat)),    dweight = sum over rows dy xhat,    dbias = sum over rows dy
 // A block takes rows blockIdx, + gridDim, ... one after the other. A thread always has the same columns, and so has
-// their sums of dweight and dbias for itself: for its first vectors in registers, for the rest of long rows in the
+// their sums of dweight and dbias for itself: for its first HELD vectors in registers, for the rest of long rows in the
 // block's part of `partial`. A second kernel adds the blocks' sums in order: who came first does not matter.
 
 #include "kernels.h"
@@ -18,7 +18,8 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarp * kWarps;
-constexpr int kHeldForward = 8, kHeldBackward = 2;  // vectors of a row that a thread keeps
+constexpr int kHeldForward = 8;             // vectors of a row that a thread keeps
+constexpr int kColumns = 32, kSlices = 16;  // of a block that adds up the sums of all
 
 template <class T, int N>
 SIMT_DEVICE Floats<N> row_at(const T* row, int64_t c) {
@@ -105,26 +106,43 @@ __global__ void __launch_bounds__(kThreads) forward(LayerNormFwd a) {
     for (int64_t c = kHeld * kStep + lane * N; c < a.cols; c += kStep) put(c, row_at<T, N>(again, c));
 }
 
-template <class T, bool VECTORS>
-__global__ void __launch_bounds__(kThreads, 4) backward(LayerNormBwd a, float* partial) {
-    constexpr int N = kLanes<T, VECTORS>, kStep = kThreads * N, kHeld = kHeldBackward;
+// N numbers, in pieces of up to 16 bytes.
+template <int N>
+SIMT_DEVICE void put_floats(float* to, const Floats<N>& f) {
+    constexpr int each = N < 4 ? N : 4;
+#pragma unroll
+    for (int first = 0; first < N; first += each) {
+        simt::Vector<float, each> part;
+#pragma unroll
+        for (int i = 0; i < each; ++i) part.at[i] = f.at[first + i];
+        simt::store<float, each>(to + first, part);
+    }
+}
+
+template <class T, bool VECTORS, int HELD>
+__global__ void __launch_bounds__(kThreads, HELD == 1   ? 4
+                                            : HELD == 2 ? 3
+                                                        : 2) backward(LayerNormBwd a, float* partial) {
+    constexpr int N = kLanes<T, VECTORS>, kStep = kThreads * N;
     const int thread = threadIdx.x, warp = thread / kWarp;
     // Sums of the warps, along xhat and level; two sets in turn, so that a row needs one barrier and not two.
     SIMT_SHARED(float, warp_sums, 2 * 2 * kWarps);
-    const int64_t rest = a.cols > kHeld * kStep ? a.cols - kHeld * kStep : 0;
+    const int64_t rest = a.cols > HELD * kStep ? a.cols - HELD * kStep : 0;
     float* own = partial + static_cast<int64_t>(blockIdx.x) * 2 * a.cols;
-    float* far_weight = own + kHeld * kStep;  // sums of the columns that registers do not hold
-    float* far_bias = own + a.cols + kHeld * kStep;
-    for (int64_t c = thread * N; c < rest; c += kStep)
-        for (int i = 0; i < N; ++i) far_weight[c + i] = far_bias[c + i] = 0.0f;
+    float* far_weight = own + HELD * kStep;  // sums of the columns that registers do not hold
+    float* far_bias = own + a.cols + HELD * kStep;
+    for (int64_t c = thread * N; c < rest; c += kStep) {
+        put_floats<N>(far_weight + c, {});
+        put_floats<N>(far_bias + c, {});
+    }
 
-    Floats<N> dweight[kHeld] = {}, dbias[kHeld] = {};
+    Floats<N> dweight[HELD] = {}, dbias[HELD] = {};
     int turn = 0;
     for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x, turn ^= 1) {
         const T* dy = static_cast<const T*>(a.dy) + row * a.dy_stride;
         const T* x = static_cast<const T*>(a.x) + row * a.x_stride;
         const float mean = a.mean[row], rstd = a.rstd[row];
-        simt::Vector<T, N> held_dy[kHeld], held_x[kHeld];
+        simt::Vector<T, N> held_dy[HELD], held_x[HELD];
         float along = 0.0f, level = 0.0f;
         const auto gather = [&](int64_t c, const Floats<N>& d, const Floats<N>& v, auto add) {
             const Floats<N> weight = parameters<N>(a.weight, a.weight_dtype, c);
@@ -137,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 4) backward(LayerNormBwd a, float* p
             }
         };
 #pragma unroll
-        for (int k = 0; k < kHeld; ++k) {
+        for (int k = 0; k < HELD; ++k) {
             const int64_t c = k * kStep + thread * N;
             if (c < a.cols) {
                 held_dy[k] = simt::load<T, N>(dy + c);
@@ -149,11 +167,14 @@ __global__ void __launch_bounds__(kThreads, 4) backward(LayerNormBwd a, float* p
             }
         }
         for (int64_t c = thread * N; c < rest; c += kStep) {
-            const int64_t column = kHeld * kStep + c;
+            const int64_t column = HELD * kStep + c;
+            Floats<N> more_weight = parameters_as<N>(far_weight + c), more_bias = parameters_as<N>(far_bias + c);
             gather(column, row_at<T, N>(dy, column), row_at<T, N>(x, column), [&](int i, float weight, float bias) {
-                far_weight[c + i] += weight;
-                far_bias[c + i] += bias;
+                more_weight.at[i] += weight;
+                more_bias.at[i] += bias;
             });
+            put_floats<N>(far_weight + c, more_weight);
+            put_floats<N>(far_bias + c, more_bias);
         }
         along = simt::warp_sum(along);
         level = simt::warp_sum(level);
@@ -188,35 +209,47 @@ __global__ void __launch_bounds__(kThreads, 4) backward(LayerNormBwd a, float* p
             simt::store<T, N>(dx + c, rounded<T, N>(out));
         };
 #pragma unroll
-        for (int k = 0; k < kHeld; ++k) {
+        for (int k = 0; k < HELD; ++k) {
             const int64_t c = k * kStep + thread * N;
             if (c < a.cols) put(c, floats<N>(held_dy[k]), floats<N>(held_x[k]));
         }
-        for (int64_t c = kHeld * kStep + thread * N; c < a.cols; c += kStep)
+        for (int64_t c = HELD * kStep + thread * N; c < a.cols; c += kStep)
             put(c, row_at<T, N>(dy, c), row_at<T, N>(x, c));
     }
 
 #pragma unroll
-    for (int k = 0; k < kHeld; ++k) {
+    for (int k = 0; k < HELD; ++k) {
         const int64_t c = k * kStep + thread * N;
         if (c < a.cols) {
-#pragma unroll
-            for (int i = 0; i < N; ++i) {
-                own[c + i] = dweight[k].at[i];
-                own[a.cols + c + i] = dbias[k].at[i];
-            }
+            put_floats<N>(own + c, dweight[k]);
+            put_floats<N>(own + a.cols + c, dbias[k]);
         }
     }
 }
 
-// One thread a column: the sums of all blocks, in their order.
-__global__ void __launch_bounds__(kThreads) add_blocks(LayerNormBwd a, const float* partial, int blocks) {
-    const int64_t c = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-    if (c >= a.cols) return;
+// The sums of all blocks, always in the same order: a thread adds every kSlices-th block's of one column, the first
+// slice's threads add up the slices. Many at a time: one thread for all blocks would wait for each of its loads.
+__global__ void __launch_bounds__(kColumns* kSlices) add_blocks(LayerNormBwd a, const float* partial, int blocks) {
+    SIMT_SHARED(float, sums, 2 * kColumns * kSlices);
+    const int column = threadIdx.x % kColumns, slice = threadIdx.x / kColumns;
+    const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns + column;
     float weight = 0.0f, bias = 0.0f;
-    for (int b = 0; b < blocks; ++b) {
-        weight += partial[b * 2 * a.cols + c];
-        bias += partial[(b * 2 + 1) * a.cols + c];
+    if (c < a.cols) {
+#pragma unroll 8
+        for (int b = slice; b < blocks; b += kSlices) {
+            weight += partial[b * 2 * a.cols + c];
+            bias += partial[(b * 2 + 1) * a.cols + c];
+        }
+    }
+    sums[threadIdx.x] = weight;
+    sums[kColumns * kSlices + threadIdx.x] = bias;
+    __syncthreads();
+    if (slice > 0 || c >= a.cols) return;
+    weight = bias = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kSlices; ++s) {
+        weight += sums[s * kColumns + column];
+        bias += sums[(kSlices + s) * kColumns + column];
     }
     if (a.dweight) put_parameter(a.dweight, a.weight_dtype, c, weight);
     if (a.dbias) put_parameter(a.dbias, a.bias_dtype, c, bias);
@@ -237,8 +270,13 @@ void launch_backward(const LayerNormBwd& a, float* partial, simt::Stream stream)
     constexpr int N = kLanes<T, true>;
     const bool vectors = a.cols % N == 0 && a.x_stride % N == 0 && a.dy_stride % N == 0 && a.dh_stride % N == 0 &&
                          aligned(a.x) && aligned(a.dy) && aligned(a.dh) && aligned(a.dx) && aligned(a.weight);
-    simt::launch("layer_norm backward", vectors ? backward<T, true> : backward<T, false>,
-                 dim3(static_cast<unsigned>(layer_norm_bwd_blocks(a.rows))), dim3(kThreads), 0, stream, a, partial);
+    constexpr int kStep = kThreads * N;
+    const auto kernel = !vectors              ? backward<T, false, 2>
+                        : a.cols <= kStep     ? backward<T, true, 1>
+                        : a.cols <= 2 * kStep ? backward<T, true, 2>
+                                              : backward<T, true, 4>;
+    simt::launch("layer_norm backward", kernel, dim3(static_cast<unsigned>(layer_norm_bwd_blocks(a.rows))),
+                 dim3(kThreads), 0, stream, a, partial);
 }
 
 }  // namespace
@@ -251,7 +289,11 @@ void layer_norm_fwd(const LayerNormFwd& a, Stream stream) {
     if (a.dtype == DType::bf16) launch_forward<simt::bfloat>(a, on);
 }
 
-int64_t layer_norm_bwd_blocks(int64_t rows) { return rows < 1 ? 1 : rows < 256 ? rows : 256; }
+// Enough of them to keep a GPU's memory busy; few enough that their sums are small beside the rows: 16 rows for each.
+int64_t layer_norm_bwd_blocks(int64_t rows) {
+    const int64_t wanted = rows / 16 < 128 ? 128 : rows / 16 > 512 ? 512 : rows / 16;
+    return rows < 1 ? 1 : rows < wanted ? rows : wanted;
+}
 
 void layer_norm_bwd(const LayerNormBwd& a, float* partial, Stream stream) {
     const auto on = static_cast<simt::Stream>(stream);
@@ -259,8 +301,8 @@ void layer_norm_bwd(const LayerNormBwd& a, float* partial, Stream stream) {
     if (a.dtype == DType::f16) launch_backward<simt::half>(a, partial, on);
     if (a.dtype == DType::bf16) launch_backward<simt::bfloat>(a, partial, on);
     if (a.dweight == nullptr && a.dbias == nullptr) return;
-    const dim3 grid(static_cast<unsigned>((a.cols + kThreads - 1) / kThreads));
-    simt::launch("layer_norm backward, sums", add_blocks, grid, dim3(kThreads), 0, on, a,
+    const dim3 grid(static_cast<unsigned>((a.cols + kColumns - 1) / kColumns));
+    simt::launch("layer_norm backward, sums", add_blocks, grid, dim3(kColumns * kSlices), 0, on, a,
                  static_cast<const float*>(partial), static_cast<int>(layer_norm_bwd_blocks(a.rows)));
 }
 

@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 
 #include "simt_runtime.h"
 #include "simt_watch.h"
@@ -87,44 +88,6 @@ std::string told(const Access& a) {
     return who;
 }
 
-// The line of a kernel that an instruction comes from, as far as the tools at hand tell.
-std::string line_of(const void* pc) {
-    Dl_info info;
-    if (pc == nullptr || !dladdr(pc, &info) || info.dli_fname == nullptr) return "";
-    const auto offset = reinterpret_cast<uintptr_t>(pc) - reinterpret_cast<uintptr_t>(info.dli_fbase) - 1;
-    char command[1024], line[512] = "";
-    std::snprintf(command, sizeof command, "addr2line -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
-                  static_cast<size_t>(offset));
-    if (FILE* pipe = popen(command, "r")) {
-        if (std::fgets(line, sizeof line, pipe) == nullptr) line[0] = 0;
-        pclose(pipe);
-    }
-    std::string found(line);
-    found = found.substr(found.find_last_of('/') + 1);
-    found = found.substr(0, found.find_first_of(" \n"));
-    return found.empty() || found[0] == '?' ? "" : found;
-}
-
-bool is_constant(uintptr_t p) {
-    struct Query {
-        uintptr_t p;
-        bool found;
-    } query{p, false};
-    dl_iterate_phdr(
-        [](dl_phdr_info* info, size_t, void* data) {
-            auto* q = static_cast<Query*>(data);
-            for (int i = 0; i < info->dlpi_phnum; ++i) {
-                const auto& h = info->dlpi_phdr[i];
-                const uintptr_t begin = info->dlpi_addr + h.p_vaddr;
-                if (h.p_type == PT_LOAD && !(h.p_flags & PF_W) && q->p >= begin && q->p < begin + h.p_memsz)
-                    q->found = true;
-            }
-            return 0;
-        },
-        &query);
-    return query.found;
-}
-
 // Every element of a view: calls `each` with its address.
 template <class Each>
 void for_elements(const View& v, Each each) {
@@ -190,6 +153,44 @@ Span* span_of(uintptr_t p) {
 }
 
 }  // namespace
+
+// The line of a kernel that an instruction comes from, as far as the tools at hand tell.
+std::string line_of(const void* pc) {
+    Dl_info info;
+    if (pc == nullptr || !dladdr(pc, &info) || info.dli_fname == nullptr) return "";
+    const auto offset = reinterpret_cast<uintptr_t>(pc) - reinterpret_cast<uintptr_t>(info.dli_fbase) - 1;
+    char command[1024], line[512] = "";
+    std::snprintf(command, sizeof command, "addr2line -e '%s' 0x%zx 2>/dev/null", info.dli_fname,
+                  static_cast<size_t>(offset));
+    if (FILE* pipe = popen(command, "r")) {
+        if (std::fgets(line, sizeof line, pipe) == nullptr) line[0] = 0;
+        pclose(pipe);
+    }
+    std::string found(line);
+    found = found.substr(found.find_last_of('/') + 1);
+    found = found.substr(0, found.find_first_of(" \n"));
+    return found.empty() || found[0] == '?' ? "" : found;
+}
+
+bool is_constant(uintptr_t p) {
+    struct Query {
+        uintptr_t p;
+        bool found;
+    } query{p, false};
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* data) {
+            auto* q = static_cast<Query*>(data);
+            for (int i = 0; i < info->dlpi_phnum; ++i) {
+                const auto& h = info->dlpi_phdr[i];
+                const uintptr_t begin = info->dlpi_addr + h.p_vaddr;
+                if (h.p_type == PT_LOAD && !(h.p_flags & PF_W) && q->p >= begin && q->p < begin + h.p_memsz)
+                    q->found = true;
+            }
+            return 0;
+        },
+        &query);
+    return query.found;
+}
 
 unsigned char* shared_arena() {
     static auto* arena = static_cast<unsigned char*>(std::aligned_alloc(1024, kArena));
@@ -302,8 +303,10 @@ void check_arrived(const void* p, size_t bytes, Place place) {
 using namespace simt::host;
 
 static void reported(const void* p, size_t bytes, bool write, const void* pc) {
-    if (runtime.running < 0 || runtime.mode != Mode::check) return;
-    check_access(p, bytes, write, false, pc, {});
+    if (runtime.running < 0) return;
+    const void*& told = runtime.threads[runtime.running].told;
+    if (std::exchange(told, nullptr) == p) return;
+    access(p, bytes, write, false, pc, {});
     leave_if_failed();
 }
 

@@ -170,15 +170,18 @@ bool release_barrier() {
         t.wait = Wait::ready;
         ++t.epoch;
     }
+    count_event(Event::barrier);
     return true;
 }
+
+bool shuffled() { return runtime.mode == Mode::seeded || runtime.mode == Mode::check; }
 
 void run_block() {
     const int count = static_cast<int>(runtime.threads.size());
     std::vector<int> order(count);
     std::iota(order.begin(), order.end(), 0);
     while (runtime.failure.empty()) {
-        if (runtime.mode != Mode::fast) std::shuffle(order.begin(), order.end(), runtime.random);
+        if (shuffled()) std::shuffle(order.begin(), order.end(), runtime.random);
         bool ran = false, live = false;
         for (const int i : order) {
             if (runtime.threads[i].wait == Wait::ready) {
@@ -284,6 +287,7 @@ void warp_barrier(unsigned mask, Place place) {
             uint32_t most = 0;
             if (lanes != warp_members(warp_of(runtime.running)))
                 fault(here, "__syncwarp of a part of the warp (mask %08x) is not simulated", lanes);
+            count_event(Event::warp_barrier);
             for (int i = 0; i < kWarp; ++i)
                 if (lanes >> i & 1) most = std::max(most, runtime.threads[first + i].warp_epoch);
             for (int i = 0; i < kWarp; ++i)
@@ -293,6 +297,7 @@ void warp_barrier(unsigned mask, Place place) {
 }
 
 void meet_shuffle(void* const* lanes, unsigned mask, Place place) {
+    count_event(Event::shuffle);
     for (int i = 0; i < kWarp; ++i) {
         if (!(mask >> i & 1)) continue;
         auto* mine = static_cast<Shuffle*>(lanes[i]);
@@ -307,8 +312,9 @@ void meet_ldmatrix(void* const* lanes, unsigned mask, Place place) {
     const auto* first = static_cast<const Matrices*>(lanes[0]);
     for (int m = 0; m < first->count; ++m) {
         uint16_t matrix[8][8];
+        const void* rows[8];
         for (int row = 0; row < 8; ++row) {
-            const void* p = static_cast<const Matrices*>(lanes[8 * m + row])->row;
+            const void* p = rows[row] = static_cast<const Matrices*>(lanes[8 * m + row])->row;
             const int self = runtime.running;
             runtime.running = self / kWarp * kWarp + 8 * m + row;  // who gave the address reads there
             if (reinterpret_cast<uintptr_t>(p) % 16)
@@ -318,6 +324,7 @@ void meet_ldmatrix(void* const* lanes, unsigned mask, Place place) {
             leave_if_failed();
             std::memcpy(matrix[row], p, 16);
         }
+        if (runtime.mode == Mode::count) count_matrix(rows, place);
         for (int i = 0; i < kWarp; ++i) {
             auto* mine = static_cast<Matrices*>(lanes[i]);
             const int row = i / 4, column = i % 4 * 2;
@@ -333,6 +340,8 @@ void meet_ldmatrix(void* const* lanes, unsigned mask, Place place) {
 // columns 2c, 2c + 1, 2c, 2c + 1.
 void meet_mma(void* const* lanes, unsigned mask, Place place) {
     if (mask != ~0u) fault(place, "mma takes all 32 lanes of a warp, not %08x", mask);
+    ++runtime.products[warp_of(runtime.running)];
+    count_event(Event::product);
     float a[16][16], b[16][8];
     const bool is_bfloat = static_cast<const Product*>(lanes[0])->is_bfloat;
     const auto number = [&](uint32_t bits) {
@@ -401,7 +410,8 @@ void* dynamic_array(int ordinal, size_t bytes, Place place) {
 void touch(const void* p, size_t bytes, bool write, Place place) {
     if (reinterpret_cast<uintptr_t>(p) % bytes)
         fault(place, "%s %zu bytes at an address that is no multiple of %zu", write ? "writes" : "reads", bytes, bytes);
-    check_access(p, bytes, write, false, nullptr, place);
+    access(p, bytes, write, false, __builtin_return_address(0), place);
+    current().told = p;
     leave_if_failed();
 }
 
@@ -417,7 +427,11 @@ void cp_async(void* to, const void* from, bool valid, Place place) {
     if (valid) check_access(from, 16, false, false, nullptr, place);
     check_access(to, 16, true, false, nullptr, place);
     leave_if_failed();
-    Copy copy{target, {}};
+    if (runtime.mode == Mode::count) {
+        if (valid) count_access(from, 16, false, __builtin_return_address(0), place, false);
+        count_access(to, 16, true, __builtin_return_address(0), place);
+    }
+    Copy copy{target, valid, runtime.products[warp_of(runtime.running)], {}};
     if (valid) std::memcpy(copy.data, from, 16);
     std::memset(to, 0xff, 16);
     check_pending(to, 16, place);
@@ -435,6 +449,8 @@ void cp_async_wait(int pending, Place place) {
     while (static_cast<int>(groups.size()) > pending) {
         for (const Copy& copy : groups.front()) {
             std::memcpy(copy.to, copy.data, 16);
+            if (copy.valid && copy.products == runtime.products[warp_of(runtime.running)])
+                count_event(Event::waited, 16);
             check_arrived(copy.to, 16, place);
         }
         groups.erase(groups.begin());
@@ -446,6 +462,7 @@ float atomic_add(float* to, float value, Place place) {
     check_access(to, 4, false, !broken, nullptr, place);
     check_access(to, 4, true, !broken, nullptr, place);
     leave_if_failed();
+    count_event(Event::atomic);
     const float before = *to;
     *to = before + value;
     return before;
@@ -468,9 +485,10 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body b
     ++runtime.launch;
     runtime.failure.clear();
     check_begin_launch();
+    count_begin_launch();
     std::vector<uint32_t> blocks(static_cast<size_t>(grid.x) * grid.y * grid.z);
     std::iota(blocks.begin(), blocks.end(), 0u);
-    if (runtime.mode != Mode::fast) std::shuffle(blocks.begin(), blocks.end(), runtime.random);
+    if (shuffled()) std::shuffle(blocks.begin(), blocks.end(), runtime.random);
     for (const uint32_t number : blocks) {
         runtime.block_number = number;
         runtime.block_at = {number % grid.x, number / grid.x % grid.y, number / (grid.x * grid.y)};
@@ -478,12 +496,14 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body b
         runtime.arrays.clear();
         runtime.threads.assign(threads, Thread());
         runtime.meetings.assign((threads + kWarp - 1) / kWarp, {});
+        runtime.products.assign((threads + kWarp - 1) / kWarp, 0);
         for (unsigned i = 0; i < threads; ++i) {
             runtime.threads[i].stack = stack_of(static_cast<int>(i));
             prepare(runtime.threads[i]);
         }
         run_block();
         if (!runtime.failure.empty()) throw std::runtime_error(runtime.failure);
+        count_block();
     }
 }
 

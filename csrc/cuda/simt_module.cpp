@@ -14,9 +14,11 @@ PYBIND11_MODULE(_simt, m) {
     m.def(
         "mode",
         [](const std::string& name, uint64_t seed) {
-            if (name != "fast" && name != "seeded" && name != "check")
-                throw std::invalid_argument("mode " + name + " is none of fast, seeded, check");
-            simt::host::runtime.mode = name == "fast" ? Mode::fast : name == "seeded" ? Mode::seeded : Mode::check;
+            static const std::map<std::string, Mode> modes = {
+                {"fast", Mode::fast}, {"seeded", Mode::seeded}, {"check", Mode::check}, {"count", Mode::count}};
+            if (!modes.count(name))
+                throw std::invalid_argument("mode " + name + " is none of fast, seeded, check, count");
+            simt::host::runtime.mode = modes.at(name);
             simt::host::runtime.random.seed(seed);
         },
         py::arg("name"), py::arg("seed") = 0, "How the launches that follow run.");
@@ -36,6 +38,8 @@ PYBIND11_MODULE(_simt, m) {
         },
         py::arg("address"), py::arg("sizes"), py::arg("strides"), py::arg("itemsize"), py::arg("writable"),
         py::arg("initialised"), py::arg("name"), "Mode `check` allows accesses to the elements of this view too.");
+    m.def("counts", &simt::host::counts_json, "What mode `count` has counted so far, by kernel, as JSON.");
+    m.def("forget_counts", &simt::host::forget_counts, "Count from nothing again.");
     m.def("watch_nothing", &simt::host::watch_nothing, "Forget every view.");
     tinygpt::cuda::add_ops(m);
     add_wrappers(m);

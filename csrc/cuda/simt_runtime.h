@@ -6,6 +6,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "simt_host.h"
@@ -14,7 +15,7 @@ namespace simt::host {
 
 constexpr int kWarp = 32;
 
-enum class Mode { fast, seeded, check };
+enum class Mode { fast, seeded, check, count };
 
 enum class Wait { ready, barrier, meeting, done };
 
@@ -28,7 +29,23 @@ struct Meeting {
 
 struct Copy {  // one cp.async under way
     unsigned char* to;
+    bool valid;
+    uint64_t products;  // that its warp had done when it began
     unsigned char data[16];
+};
+
+// An instruction that asks for memory, and all that one thread asked by it.
+struct Instruction {
+    const void* pc;
+    int line;
+    bool write;
+    bool operator<(const Instruction& b) const { return std::tie(pc, line, write) < std::tie(b.pc, b.line, b.write); }
+};
+struct Asked {
+    Place place{};
+    size_t bytes = 0;
+    bool global = false, write = false;
+    std::vector<uintptr_t> addresses;
 };
 
 struct Thread {
@@ -40,6 +57,8 @@ struct Thread {
     uint32_t warp_epoch = 0;  // barriers of its warp it has passed
     std::vector<Copy> open;   // copies not committed yet
     std::vector<std::vector<Copy>> groups;
+    std::map<Instruction, Asked> asked;
+    const void* told = nullptr;  // what `touch` has reported, and the compiler will report again
 };
 
 struct Array {
@@ -60,6 +79,7 @@ struct Runtime {
     std::vector<Array> arrays;
     std::vector<Thread> threads;
     std::vector<std::vector<Meeting>> meetings;  // by warp
+    std::vector<uint64_t> products;              // by warp
     int running = -1;                            // thread; -1 outside of kernels
     Body body{};
     std::string failure;
@@ -80,6 +100,27 @@ void check_array(const Array& array);  // of shared memory, new and not initiali
 void check_access(const void* p, size_t bytes, bool write, bool atomic, const void* pc, Place place);
 void check_pending(const void* p, size_t bytes, Place place);  // a copy was issued towards it
 void check_arrived(const void* p, size_t bytes, Place place);  // and has come
+
+std::string line_of(const void* pc);  // the line of a kernel that an instruction comes from; empty where no tool tells
+bool is_constant(uintptr_t p);
+
+// ---- simt_count.cpp: what a warp asks of the memory, as the hardware would serve it. In other modes than `count`,
+// nothing.
+enum class Event { barrier, warp_barrier, shuffle, product, atomic, waited };
+void count_begin_launch();
+// `waits`: whether the thread can do nothing before what it reads is there.
+void count_access(const void* p, size_t bytes, bool write, const void* pc, Place place, bool waits = true);
+void count_matrix(const void* const* rows, Place place);  // one of those of an ldmatrix
+void count_event(Event event, uint64_t amount = 1);
+void count_block();
+void forget_counts();
+std::string counts_json();
+
+// Held against the others, or counted, as the mode says.
+inline void access(const void* p, size_t bytes, bool write, bool atomic, const void* pc, Place place) {
+    if (runtime.mode == Mode::check) check_access(p, bytes, write, atomic, pc, place);
+    if (runtime.mode == Mode::count) count_access(p, bytes, write, pc, place);
+}
 
 unsigned char* shared_arena();
 constexpr size_t kArena = 512 * 1024;

@@ -24,7 +24,7 @@ def attention_fwd(
     """Forward of ops.attention.
 
     Args:
-        q: [B, T, H, D]; k, v: [B, S, K, D]; copied where D is not contiguous, or two-byte rows begin at no multiple of 16 bytes.
+        q: [B, T, H, D]; k, v: [B, S, K, D]; copied where D is not contiguous, or rows begin at no multiple of 16 bytes.
         out: (y, lse) to write into: [B, T, H, D] in q's dtype and [B, H, T] float32, contiguous.
 
     Returns:
@@ -126,13 +126,11 @@ def attention_qkv_bwd(
 
 
 def _whole_rows(x: Tensor) -> bool:
-    """Whether a kernel can move the rows of `x`: D contiguous, and those of two-byte types in pieces of 16 bytes."""
+    """Whether a kernel can move the rows of `x`: D contiguous, in pieces of 16 bytes."""
     if x.shape[3] > 1 and x.stride(3) != 1:
         return False
-    if x.element_size() != 2:
-        return True
     strides = (stride for stride, size in zip(x.stride()[:3], x.shape, strict=False) if size > 1)
-    return x.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in strides)
+    return x.data_ptr() % 16 == 0 and all(stride * x.element_size() % 16 == 0 for stride in strides)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -174,7 +172,7 @@ def _gradient(buffer: Tensor | None, like: Tensor) -> Tensor | None:
     ):
         raise ValueError(
             f"attention on cuda: a buffer for a gradient must be {tuple(like.shape)} {like.dtype} on {like.device}, D contiguous and "
-            f"two-byte rows at multiples of 16 bytes; got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides "
+            f"rows at multiples of 16 bytes; got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides "
             f"{buffer.stride()}"
         )
     return buffer
