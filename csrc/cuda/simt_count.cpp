@@ -42,9 +42,9 @@ Counts* now = nullptr;
 
 int log_of(size_t bytes) { return bytes >= 16 ? 4 : bytes >= 8 ? 3 : bytes >= 4 ? 2 : bytes >= 2 ? 1 : 0; }
 
-// How many different multiples of `unit` the accesses touch.
+// Puts the different ones first, in order, and says how many they are. Most requests come in order.
 size_t different(std::vector<uintptr_t>& numbers) {
-    std::sort(numbers.begin(), numbers.end());
+    if (!std::is_sorted(numbers.begin(), numbers.end())) std::sort(numbers.begin(), numbers.end());
     return std::unique(numbers.begin(), numbers.end()) - numbers.begin();
 }
 
@@ -74,20 +74,39 @@ Cost turns(const uintptr_t* addresses, size_t count, size_t bytes) {
     return {most, std::max<uint64_t>(1, (all + 31) / 32)};
 }
 
-void add(const Instruction& by, const Asked& asked, const std::vector<uintptr_t>& addresses, Cost cost) {
-    Traffic& traffic = now->of[asked.global][asked.write];
+void add(const Asked& asked, size_t lanes, Cost cost) {
+    Traffic& traffic = now->of[asked.global][asked.by.write];
     ++traffic.requests;
-    traffic.bytes += addresses.size() * asked.bytes;
-    traffic.by_width[log_of(asked.bytes)] += addresses.size() * asked.bytes;
+    traffic.bytes += lanes * asked.bytes;
+    traffic.by_width[log_of(asked.bytes)] += lanes * asked.bytes;
     traffic.units += cost.units;
     traffic.needed += cost.needed;
-    if (cost.units == cost.needed && !now->wasteful.count(by)) return;
-    Where& where = now->wasteful[by];
+    if (cost.units == cost.needed && !now->wasteful.count(asked.by)) return;
+    Where& where = now->wasteful[asked.by];
     if (where.place.empty())
-        where = {asked.place.file ? name_of(asked.place) : line_of(by.pc), asked.global, asked.write, asked.bytes};
+        where = {asked.place.file ? name_of(asked.place) : line_of(asked.by.pc), asked.global, asked.by.write,
+                 asked.bytes};
     ++where.requests;
     where.units += cost.units;
     where.needed += cost.needed;
+}
+
+// What the lanes of a warp asked by an instruction the nth time.
+void add_nth(const std::vector<const Asked*>& lanes, size_t n) {
+    static std::vector<uintptr_t> addresses;
+    addresses.clear();
+    for (const Asked* asked : lanes)
+        if (n < asked->addresses.size()) addresses.push_back(asked->addresses[n]);
+    const Asked& some = *lanes.front();
+    if (some.global) return add(some, addresses.size(), sectors(addresses, some.bytes));
+    const size_t at_once = some.bytes >= 16 ? 8 : some.bytes >= 8 ? 16 : 32;
+    Cost cost;
+    for (size_t first = 0; first < addresses.size(); first += at_once) {
+        const Cost part = turns(&addresses[first], std::min(at_once, addresses.size() - first), some.bytes);
+        cost.units += part.units;
+        cost.needed += part.needed;
+    }
+    add(some, addresses.size(), cost);
 }
 
 std::string traffic_json(const Traffic& t, const char* unit) {
@@ -117,19 +136,27 @@ void count_access(const void* address, size_t bytes, bool write, const void* pc,
     const auto p = reinterpret_cast<uintptr_t>(address);
     Thread& thread = runtime.threads[runtime.running];
     const auto stack = reinterpret_cast<uintptr_t>(thread.stack);
-    if ((p >= stack && p < stack + kStack) || (!write && is_constant(p))) return;
+    if (p >= stack && p < stack + kStack) return;
     const auto arena = reinterpret_cast<uintptr_t>(shared_arena());
     const bool global = p < arena || p >= arena + kArena;
-    Asked& asked = thread.asked[{pc, place.line, write}];
-    if (asked.addresses.empty()) asked = {place, std::min<size_t>(bytes, 16), global, write, {}};
-    asked.addresses.push_back(p);
+    const Instruction by{pc, place.line, write};
+    const size_t known = thread.asked.size();
+    size_t at = thread.asked_last, tried = 0;
+    while (tried < known && !(thread.asked[at = at + 1 < known ? at + 1 : 0].by == by)) ++tried;
+    if (tried == known) {
+        at = known;
+        thread.asked.push_back({by, place, std::min<size_t>(bytes, 16), global, !write && is_constant(p), {}});
+    }
+    thread.asked_last = at;
+    if (thread.asked[at].constant) return;
+    thread.asked[at].addresses.push_back(p);
     if (global && !write && waits) now->waited += bytes;
 }
 
 void count_matrix(const void* const* rows, Place place) {
-    std::vector<uintptr_t> addresses(8);
+    uintptr_t addresses[8];
     for (int i = 0; i < 8; ++i) addresses[i] = reinterpret_cast<uintptr_t>(rows[i]);
-    add({place.file, place.line, false}, {place, 16, false, false, {}}, addresses, turns(addresses.data(), 8, 16));
+    add({{place.file, place.line, false}, place, 16, false, false, {}}, 8, turns(addresses, 8, 16));
     ++now->matrices;
 }
 
@@ -163,37 +190,13 @@ void count_block() {
     const int threads = static_cast<int>(runtime.threads.size());
     for (int warp = 0; warp < threads; warp += kWarp) {
         const int end = std::min(warp + kWarp, threads);
-        std::map<Instruction, size_t> most;
+        std::map<Instruction, std::vector<const Asked*>> instructions;  // with the lanes that executed it
         for (int i = warp; i < end; ++i)
-            for (const auto& [key, asked] : runtime.threads[i].asked)
-                most[key] = std::max(most[key], asked.addresses.size());
-        std::vector<uintptr_t> addresses;
-        for (const auto& [key, times] : most) {
-            const Asked* lanes[kWarp];
-            const Asked* some = nullptr;
-            for (int i = warp; i < end; ++i) {
-                const auto found = runtime.threads[i].asked.find(key);
-                lanes[i - warp] = found == runtime.threads[i].asked.end() ? nullptr : &found->second;
-                if (lanes[i - warp]) some = lanes[i - warp];
-            }
-            for (size_t n = 0; n < times; ++n) {
-                addresses.clear();
-                for (int i = 0; i < end - warp; ++i)
-                    if (lanes[i] && n < lanes[i]->addresses.size()) addresses.push_back(lanes[i]->addresses[n]);
-                Cost cost;
-                if (some->global) {
-                    cost = sectors(addresses, some->bytes);
-                } else {
-                    const size_t at_once = some->bytes >= 16 ? 8 : some->bytes >= 8 ? 16 : 32;
-                    for (size_t first = 0; first < addresses.size(); first += at_once) {
-                        const Cost part =
-                            turns(&addresses[first], std::min(at_once, addresses.size() - first), some->bytes);
-                        cost.units += part.units;
-                        cost.needed += part.needed;
-                    }
-                }
-                add(key, *some, addresses, cost);
-            }
+            for (const Asked& asked : runtime.threads[i].asked) instructions[asked.by].push_back(&asked);
+        for (const auto& [by, lanes] : instructions) {
+            size_t times = 0;
+            for (const Asked* asked : lanes) times = std::max(times, asked->addresses.size());
+            for (size_t n = 0; n < times; ++n) add_nth(lanes, n);
         }
     }
 }

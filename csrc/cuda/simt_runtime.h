@@ -39,12 +39,15 @@ struct Instruction {
     const void* pc;
     int line;
     bool write;
-    bool operator<(const Instruction& b) const { return std::tie(pc, line, write) < std::tie(b.pc, b.line, b.write); }
+    auto key() const { return std::tie(pc, line, write); }
+    bool operator<(const Instruction& b) const { return key() < b.key(); }
+    bool operator==(const Instruction& b) const { return key() == b.key(); }
 };
 struct Asked {
-    Place place{};
-    size_t bytes = 0;
-    bool global = false, write = false;
+    Instruction by;
+    Place place;
+    size_t bytes;
+    bool global, constant;  // constants of the program are not counted
     std::vector<uintptr_t> addresses;
 };
 
@@ -57,7 +60,8 @@ struct Thread {
     uint32_t warp_epoch = 0;  // barriers of its warp it has passed
     std::vector<Copy> open;   // copies not committed yet
     std::vector<std::vector<Copy>> groups;
-    std::map<Instruction, Asked> asked;
+    std::vector<Asked> asked;
+    size_t asked_last = 0;       // where the last one was found: in a loop the next one follows
     const void* told = nullptr;  // what `touch` has reported, and the compiler will report again
 };
 
