@@ -186,6 +186,30 @@ class GpuReport:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """Climb from a naive CUDA kernel to a fast one, on any machine, and bring your own.
+
+    Runs each rung (csrc/cuda/ladder) on the CPU, thread by thread, and counts what it asks of the memory.
+    """
+
+    ops: Annotated[Positional[tuple[str, ...]], arg(metavar="OP ...", help_behavior_hint="(default: both)")] = ()
+    """Which ladder: attention, layer_norm."""
+    mine: Annotated[tuple[Path, ...], arg(metavar="FILE ...", help_behavior_hint="")] = ()
+    """Rungs of your own: are told what is wrong with them (numbers, races, stray accesses) and what they cost. A copy of a file
+    of csrc/cuda/ladder is a start."""
+    why: Annotated[bool, arg(help_behavior_hint="")] = False
+    """What each rung changes, and why, in full."""
+    time: Annotated[bool, arg(help_behavior_hint="")] = False
+    """On a GPU, with nvcc: how long each rung takes there."""
+    plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: ladder.png, with --json none)")] = (
+        None
+    )
+    """Where the picture goes."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON, one object per rung."""
+
+
+@dataclass(frozen=True)
 class Tune:
     """Measure attention's tiles on this GPU and keep the fastest of them.
 
@@ -206,7 +230,7 @@ class Tune:
     """Delete what was measured; the shipped tables serve again."""
 
 
-Command: TypeAlias = Train | Generate | Eval | Backends | Check | Bench | GpuReport | Tune
+Command: TypeAlias = Train | Generate | Eval | Backends | Check | Bench | GpuReport | Ladder | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
@@ -216,6 +240,7 @@ _Commands: TypeAlias = (
     | Annotated[Check, subcommand("check")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[GpuReport, subcommand("gpu-report")]
+    | Annotated[Ladder, subcommand("ladder")]
     | Annotated[Tune, subcommand("tune")]
 )
 

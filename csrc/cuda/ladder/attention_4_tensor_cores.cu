@@ -4,7 +4,7 @@
 // that comes from shared memory is used 16 times and not once or four times, and rows move 16 bytes at a time. Two
 // barriers a tile remain: between them every warp waits for memory.
 //
-// Lower: requests, asked, moved, shared, turns, barriers, waited
+// Lower: requests, asked, moved, shared, turns, barriers, shuffles, waited
 
 #include "tensor_cores.cuh"
 

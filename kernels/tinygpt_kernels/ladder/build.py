@@ -53,7 +53,8 @@ def simulation() -> ctypes.CDLL:
             _link([*compiler, "-shared"], [*map(str, objects), "-ldl"], target, folder)
     library = ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)
     library.simt_mode.argtypes = (ctypes.c_int, ctypes.c_uint64)
-    library.simt_watch.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int, ctypes.c_char_p)  # fmt: skip
+    address, size, truth, text = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p
+    library.simt_watch.argtypes = (address, size, size, truth, truth, text)
     library.simt_counts.restype = ctypes.c_char_p
     return library
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,16 @@ COUNTED = {"attention": (1, 256), "layer_norm": (64, 768)}  # heads, T; rows, co
 TIMED = {"attention": (96, 1024), "layer_norm": (16384, 768)}
 
 
+def _fields(pointers: str, **numbers: Any) -> list[tuple[str, Any]]:
+    return [*((name, ctypes.c_void_p) for name in pointers.split()), *numbers.items()]
+
+
 class _Attention(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("q", "k", "v", "y", "scores")] + [("heads", ctypes.c_int), ("T", ctypes.c_int)]  # fmt: skip
+    _fields_ = _fields("q k v y scores", heads=ctypes.c_int, T=ctypes.c_int)
 
 
 class _LayerNorm(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")] + [
-        ("rows", ctypes.c_int), ("cols", ctypes.c_int), ("eps", ctypes.c_float)]  # fmt: skip
+    _fields_ = _fields("x weight bias y", rows=ctypes.c_int, cols=ctypes.c_int, eps=ctypes.c_float)
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,18 @@ class Costs:
     wide: float
 
 
-def judge(rung: Rung, library: ctypes.CDLL | None = None) -> Verdict:
-    """Hold a rung to the truth at many sizes, then look for races and stray accesses.
-
-    Args:
-        library: the rung, where it is compiled already.
+def judge(rung: Rung) -> Verdict:
+    """Hold a rung to the truth at many sizes, and look for races and stray accesses.
 
     Raises:
         LadderError: it does not compile.
     """
-    library = library or build.simulated([rung.path])[0]
+    library = build.simulated([rung.path])[0]
     wrong: list[str] = []
     runs = 0
     for sizes in _TRIED[rung.op]:
-        for mode, seed in (("fast", 0), ("seeded", 1), ("check", 2)):
+        # The checker first: it names the line that wrong numbers come from.
+        for mode, seed in (("check", 2), ("fast", 0), ("seeded", 1)):
             runs += 1
             if found := _one(rung, library, sizes, mode, seed):
                 wrong.append(f"{_named(rung.op, sizes)}, {_DOES[mode]}: {found}")
@@ -105,13 +106,17 @@ def _one(rung: Rung, library: ctypes.CDLL, sizes: tuple[int, int], mode: str, se
     return "; ".join(f"wrong numbers, {error}" for error in errors if not error.ok) or None
 
 
-def costs(rung: Rung, library: ctypes.CDLL | None = None) -> Costs:
-    """Count what a rung asks for.
+def costs(found: Sequence[Rung]) -> list[Costs]:
+    """Count what each rung asks for; all are compiled before the first is counted.
 
     Raises:
-        LadderError: it does not compile, or does not run.
+        LadderError: one does not compile, or does not run.
     """
-    library = library or build.simulated([rung.path])[0]
+    libraries = build.simulated([rung.path for rung in found])
+    return [_counted(rung, library) for rung, library in zip(found, libraries, strict=True)]
+
+
+def _counted(rung: Rung, library: ctypes.CDLL) -> Costs:
     simulation = build.simulation()
     simulation.simt_forget_counts()
     args, kwargs = _case(rung.op, COUNTED[rung.op]).build(torch.bfloat16)
@@ -133,7 +138,7 @@ def costs(rung: Rung, library: ctypes.CDLL | None = None) -> Costs:
     )  # fmt: skip
 
 
-def seconds(found: list[Rung]) -> list[float]:
+def seconds(found: Sequence[Rung]) -> list[float]:
     """Seconds of each rung on the GPU that is here, at TIMED's sizes: medians of interleaved rounds.
 
     Raises:
@@ -157,8 +162,10 @@ def seconds(found: list[Rung]) -> list[float]:
 
 def _inputs(op: str, device: str) -> list[Tensor]:
     first, second = TIMED[op]
-    shape = {"attention": [(first, second, _D)] * 3, "layer_norm": [(first, second), (second,), (second,)]}[op]
-    return [torch.randn(s, device=device, dtype=torch.bfloat16) for s in shape]
+    shapes: list[tuple[int, ...]] = [(first, second, _D)] * 3
+    if op == "layer_norm":
+        shapes = [(first, second), (second,), (second,)]
+    return [torch.randn(shape, device=device, dtype=torch.bfloat16) for shape in shapes]
 
 
 def _case(op: str, sizes: tuple[int, int]) -> Case:
@@ -199,12 +206,16 @@ def _function(op: str, library: ctypes.CDLL, mode: str, seed: int) -> Callable[.
     return attention if op == "attention" else layer_norm
 
 
-def _prepared(op: str, library: ctypes.CDLL, *inputs: Tensor) -> tuple[Any, Any, Tensor, list[tuple[str, Tensor, bool]]]:
+def _prepared(
+    op: str, library: ctypes.CDLL, *inputs: Tensor
+) -> tuple[Any, Any, Tensor, list[tuple[str, Tensor, bool]]]:
     """(the function, its argument, the tensor it fills, every tensor with its name and whether it is written)."""
     call = library.tinygpt_rung
     call.restype, call.argtypes = ctypes.c_char_p, (ctypes.c_void_p, ctypes.c_void_p)
     y = torch.full_like(inputs[0], torch.nan)
-    tensors = [*zip(("q", "k", "v") if op == "attention" else ("x", "weight", "bias"), inputs, [False] * 3, strict=True)]
+    tensors = [
+        *zip(("q", "k", "v") if op == "attention" else ("x", "weight", "bias"), inputs, [False] * 3, strict=True)
+    ]
     tensors.append(("y", y, True))
     argument: ctypes.Structure
     if op == "attention":
@@ -214,9 +225,3 @@ def _prepared(op: str, library: ctypes.CDLL, *inputs: Tensor) -> tuple[Any, Any,
     else:
         argument = _LayerNorm(*(tensor.data_ptr() for _, tensor, _ in tensors), *inputs[0].shape, _EPS)
     return call, argument, y, tensors
-
-
-def everything(op: str, found: list[Rung]) -> Iterator[tuple[Rung, Costs]]:
-    """Each rung with its costs, in turn; all are compiled before the first is counted."""
-    for rung, library in zip(found, build.simulated([rung.path for rung in found]), strict=True):
-        yield rung, costs(rung, library)
