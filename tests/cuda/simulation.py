@@ -94,7 +94,7 @@ class Simulation:
 
     def __getattr__(self, name):
         function = getattr(self._simt, name)
-        if not name.endswith(("_fwd", "_bwd")):
+        if not name.endswith(("_fwd", "_bwd", "_mean")):
             return function
 
         def launch(*args):
