@@ -134,16 +134,30 @@ __global__ void __launch_bounds__(kThreads) backward(CrossEntropyBwd a) {
     const Cut cut = cut_of<N>(dz, static_cast<int>(a.cols));
     const bool counts = a.targets[row] != a.ignore_index;
     const int target = a.targets[row] >= 0 && a.targets[row] < vocab ? static_cast<int>(a.targets[row]) : -1;
-    const float lse = a.lse[row], factor = *a.dloss, level = a.smoothing / a.vocab;
-    const auto gradient = [&](float logit, int column) {
-        if (!counts || column >= vocab) return 0.0f;
-        const float p = exponential(logit - lse) - level;
-        return (column == target ? p - (1.0f - a.smoothing) : p) * factor;
+    const float lse = a.lse[row], factor = *a.dloss;
+    const float level = a.smoothing / a.vocab * factor, at_target = (1.0f - a.smoothing) * factor;
+    // N logits from column c on become their gradient.
+    const auto put = [&](int c, auto held) {
+        constexpr int M = sizeof held / sizeof(T);
+        Floats<M> g = {};
+        if (counts) {
+            g = floats<M>(held);
+#pragma unroll
+            for (int i = 0; i < M; ++i) {
+                g.at[i] = exponential(g.at[i] - lse) * factor - level;
+                if (c + i == target) g.at[i] -= at_target;
+            }
+            if (c + M > vocab)
+#pragma unroll
+                for (int i = 0; i < M; ++i)
+                    if (c + i >= vocab) g.at[i] = 0.0f;
+        }
+        simt::store<T, M>(dz + c, rounded<T, M>(g));
     };
 
     if (blockIdx.y == 0 && thread < cut.head + cut.tail) {
         const int c = edge_of<N>(cut, thread);
-        dz[c] = simt::from_float<T>(gradient(counts ? simt::to_float(z[c]) : 0.0f, c));
+        put(c, counts ? simt::load<T, 1>(z + c) : simt::Vector<T, 1>{});
     }
     const int begin = blockIdx.y * kSlab * step + thread;
     for (int first = begin; first < begin + kSlab * step; first += kInFlight * step) {
@@ -153,14 +167,8 @@ __global__ void __launch_bounds__(kThreads) backward(CrossEntropyBwd a) {
             if (counts && first + k * step < cut.groups)
                 held[k] = simt::load<T, N>(z + cut.head + (first + k * step) * N);
 #pragma unroll
-        for (int k = 0; k < kInFlight; ++k) {
-            if (first + k * step >= cut.groups) break;
-            const int c = cut.head + (first + k * step) * N;
-            Floats<N> g = floats<N>(held[k]);
-#pragma unroll
-            for (int i = 0; i < N; ++i) g.at[i] = gradient(g.at[i], c + i);
-            simt::store<T, N>(dz + c, rounded<T, N>(g));
-        }
+        for (int k = 0; k < kInFlight; ++k)
+            if (first + k * step < cut.groups) put(cut.head + (first + k * step) * N, held[k]);
     }
 }
 

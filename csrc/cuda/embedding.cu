@@ -17,9 +17,9 @@ namespace tinygpt::cuda {
 namespace {
 
 constexpr int kPlaces = 2;  // that a thread of the forward has in flight,
-constexpr int kBatch = 8;   // and one of the backward
-constexpr int kJoined = 4;  // sums of chunks
-constexpr int kChunk = 32;  // sorted places
+template <int N>
+constexpr int kBatch = N > 4 ? 4 : 8;  // and one of the backward: nvcc widens them as they come, more would not fit
+constexpr int kChunk = 32;             // sorted places
 
 SIMT_DEVICE bool is_row(int64_t index, int64_t rows) { return index >= 0 && index < rows; }
 
@@ -33,7 +33,7 @@ template <class T, bool VECTORS>
 __global__ void __launch_bounds__(kDealt) forward(EmbeddingFwd a, Deal deal) {
     constexpr int N = kLanes<T, VECTORS>;
     const Share mine = share_of<N>(deal);
-    const int64_t c = mine.column;
+    const int c = mine.column;
     if (mine.lane >= deal.lanes || c >= a.cols) return;
     int64_t row[kPlaces], at[kPlaces];
     bool known[kPlaces];
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kDealt) forward(EmbeddingFwd a, Deal deal) {
 }
 
 template <class T, int N>
-SIMT_DEVICE void put_row(const EmbeddingBwd& a, int64_t row, int64_t c, Floats<N> total) {
+SIMT_DEVICE void put_row(const EmbeddingBwd& a, int64_t row, int c, Floats<N> total) {
 #pragma unroll
     for (int i = 0; i < N; ++i) total.at[i] *= a.scale;
     simt::store<T, N>(static_cast<T*>(a.dtable) + row * a.cols + c, rounded<T, N>(total));
@@ -86,33 +86,34 @@ SIMT_DEVICE int64_t slot_of(int64_t chunk, bool goes_on) { return 2 * chunk - (g
 
 template <class T, bool VECTORS>
 __global__ void __launch_bounds__(kDealt) sum_chunks(EmbeddingBwd a, Deal deal, const int64_t* order, float* partial) {
-    constexpr int N = kLanes<T, VECTORS>;
+    constexpr int N = kLanes<T, VECTORS>, kHeld = kBatch<N>;
     const Share mine = share_of<N>(deal);
-    const int64_t c = mine.column, begin = mine.lane * kChunk;
+    const int c = mine.column;
+    const int64_t begin = mine.lane * kChunk;
     if (mine.lane >= deal.lanes || c >= a.cols) return;
     const int64_t end = begin + kChunk < a.places ? begin + kChunk : a.places;
     const T* dy = static_cast<const T*>(a.dy) + c;
     Floats<N> total = {};
     bool began_before = begin > 0 && a.indices[begin - 1] == a.indices[begin];
-    for (int64_t first = begin; first < end; first += kBatch) {
-        int64_t row[kBatch + 1];
-        simt::Vector<T, N> held[kBatch];
+    for (int64_t first = begin; first < end; first += kHeld) {
+        bool goes_on[kHeld];  // whether the next place is of the same row
+        simt::Vector<T, N> held[kHeld];
 #pragma unroll
-        for (int k = 0; k <= kBatch; ++k) row[k] = first + k < a.places ? a.indices[first + k] : -1;  // no row
-#pragma unroll
-        for (int k = 0; k < kBatch; ++k)
+        for (int k = 0; k < kHeld; ++k) {
+            goes_on[k] = first + k + 1 < a.places && a.indices[first + k + 1] == a.indices[first + k];
             if (first + k < end) held[k] = simt::load<T, N>(dy + order[first + k] * a.dy_stride);
+        }
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
+        for (int k = 0; k < kHeld; ++k) {
             if (first + k >= end) break;
             add<N>(total, held[k]);
-            const bool goes_on = row[k + 1] == row[k];
-            if (goes_on && first + k + 1 < end) continue;
-            if (is_row(row[k], a.table_rows)) {
-                if (began_before || goes_on)
-                    store_floats<N>(partial + slot_of(mine.lane, goes_on) * a.cols + c, total);
+            if (goes_on[k] && first + k + 1 < end) continue;
+            const int64_t row = a.indices[first + k];
+            if (is_row(row, a.table_rows)) {
+                if (began_before || goes_on[k])
+                    store_floats<N>(partial + slot_of(mine.lane, goes_on[k]) * a.cols + c, total);
                 else
-                    put_row<T, N>(a, row[k], c, total);
+                    put_row<T, N>(a, row, c, total);
             }
             total = {};
             began_before = false;
@@ -123,51 +124,53 @@ __global__ void __launch_bounds__(kDealt) sum_chunks(EmbeddingBwd a, Deal deal, 
 // A thread for each end of a chunk: if a row of the table goes on there that began in this chunk, its sum over all.
 template <class T, bool VECTORS>
 __global__ void __launch_bounds__(kDealt) join_chunks(EmbeddingBwd a, Deal deal, const float* partial) {
-    constexpr int N = kLanes<T, VECTORS>;
+    constexpr int N = kLanes<T, VECTORS>, kHeld = kBatch<N>;
     const Share mine = share_of<N>(deal);
-    const int64_t c = mine.column, begin = mine.lane * kChunk;
+    const int c = mine.column;
+    const int64_t begin = mine.lane * kChunk;
     if (mine.lane >= deal.lanes || c >= a.cols) return;
     const int64_t row = a.indices[begin + kChunk - 1];
     if (!is_row(row, a.table_rows) || a.indices[begin + kChunk] != row) return;
     if (begin > 0 && a.indices[begin - 1] == row) return;
     Floats<N> total = parameters_as<N>(partial + slot_of(mine.lane, true) * a.cols + c);
-    for (int64_t first = mine.lane + 1;; first += kJoined) {
-        bool here[kJoined + 1];  // whether the row has the first place of a chunk
-        Floats<N> part[kJoined];
+    for (int64_t first = mine.lane + 1;; first += kHeld) {
+        bool here[kHeld + 1];  // whether the row has the first place of a chunk
+        Floats<N> part[kHeld];
 #pragma unroll
-        for (int k = 0; k <= kJoined; ++k)
+        for (int k = 0; k <= kHeld; ++k)
             here[k] = (first + k) * kChunk < a.places && a.indices[(first + k) * kChunk] == row;
 #pragma unroll
-        for (int k = 0; k < kJoined; ++k)
+        for (int k = 0; k < kHeld; ++k)
             if (here[k]) part[k] = parameters_as<N>(partial + slot_of(first + k, here[k + 1]) * a.cols + c);
 #pragma unroll
-        for (int k = 0; k < kJoined; ++k) {
+        for (int k = 0; k < kHeld; ++k) {
             if (!here[k]) continue;
 #pragma unroll
             for (int i = 0; i < N; ++i) total.at[i] += part[k].at[i];
         }
-        if (!here[kJoined]) break;
+        if (!here[kHeld]) break;
     }
     put_row<T, N>(a, row, c, total);
 }
 
 template <class T, bool VECTORS>
 __global__ void __launch_bounds__(kDealt) sum_offsets(EmbeddingBwd a, Deal deal) {
-    constexpr int N = kLanes<T, VECTORS>;
+    constexpr int N = kLanes<T, VECTORS>, kHeld = kBatch<N>;
     const Share mine = share_of<N>(deal);
-    const int64_t c = mine.column, row = mine.lane;
+    const int c = mine.column;
+    const int64_t row = mine.lane;
     if (row >= deal.lanes || c >= a.cols) return;
     const T* dy = static_cast<const T*>(a.dy) + c;
     Floats<N> total = {};
-    for (int64_t first = row; row < a.length && first < a.places; first += kBatch * a.length) {
-        simt::Vector<T, N> held[kBatch];
+    for (int64_t first = row; row < a.length && first < a.places; first += kHeld * a.length) {
+        simt::Vector<T, N> held[kHeld];
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k) {
+        for (int k = 0; k < kHeld; ++k) {
             const int64_t place = first + k * a.length;
             if (place < a.places) held[k] = simt::load<T, N>(dy + place * a.dy_stride);
         }
 #pragma unroll
-        for (int k = 0; k < kBatch; ++k)
+        for (int k = 0; k < kHeld; ++k)
             if (first + k * a.length < a.places) add<N>(total, held[k]);
     }
     put_row<T, N>(a, row, c, total);

@@ -23,7 +23,7 @@ constexpr float kTanh1 = 1.5957691216057308f;  // 2 sqrt(2 / pi): tanh's argumen
 constexpr float kTanh3 = 0.07135481282052724f;
 constexpr float kDensity = 0.3989422804014327f;  // 1 / sqrt(2 pi)
 
-SIMT_DEVICE float logistic(float u) { return 1.0f / (1.0f + simt::exp2_fast(u * -kLog2e)); }
+SIMT_DEVICE float logistic(float u) { return __fdividef(1.0f, 1.0f + simt::exp2_fast(u * -kLog2e)); }
 
 // Phi, the normal distribution function.
 SIMT_DEVICE float distribution(float z) {
@@ -55,7 +55,7 @@ template <class T, bool VECTORS, bool TANH>
 __global__ void __launch_bounds__(kDealt) forward(GeluFwd a, Deal deal) {
     constexpr int N = kLanes<T, VECTORS>;
     const Share mine = share_of<N>(deal);
-    const int64_t c = mine.column;
+    const int c = mine.column;
     if (mine.lane >= deal.lanes || c >= a.cols) return;
     const Floats<N> bias = a.bias ? parameters<N>(a.bias, a.bias_dtype, c) : Floats<N>{};
     simt::Vector<T, N> x[kRows];
@@ -79,7 +79,7 @@ template <class T, bool VECTORS, bool TANH>
 __global__ void __launch_bounds__(kDealt) backward(GeluBwd a, Deal deal, float* partial) {
     constexpr int N = kLanes<T, VECTORS>;
     const Share mine = share_of<N>(deal);
-    const int64_t c = mine.column;
+    const int c = mine.column;
     if (mine.lane >= deal.lanes || c >= a.cols) return;
     const Floats<N> bias = a.bias ? parameters<N>(a.bias, a.bias_dtype, c) : Floats<N>{};
     Floats<N> dbias = {};
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kDealt) backward(GeluBwd a, Deal deal, float* 
 // A warp has 32 columns of every 16th share; the first adds up what they all found.
 __global__ void __launch_bounds__(kWarp* kAdders) add_shares(GeluBwd a, const float* partial, int64_t shares) {
     SIMT_SHARED(float, sums, kAdders* kWarp);
-    const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
+    const int c = static_cast<int>(blockIdx.x * kWarp + threadIdx.x);
     float sum = 0.0f;
     if (c < a.cols)
         for (int64_t share = threadIdx.y; share < shares; share += kAdders) sum += partial[share * a.cols + c];

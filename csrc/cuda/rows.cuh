@@ -78,14 +78,17 @@ struct Deal {
     int tiles;  // blocks side by side
 };
 
+// The column is an int: with 64 bits nvcc no longer sees that vectors are aligned, and stores their elements one by
+// one.
 struct Share {
-    int64_t lane, column;
+    int64_t lane;
+    int column;
 };
 template <int N>
 SIMT_DEVICE Share share_of(const Deal& deal) {
     const unsigned group = blockIdx.x / deal.tiles, tile = blockIdx.x % deal.tiles;
     return {static_cast<int64_t>(group) * blockDim.y + threadIdx.y,
-            (static_cast<int64_t>(tile) * blockDim.x + threadIdx.x) * N};
+            static_cast<int>(tile * blockDim.x + threadIdx.x) * N};
 }
 
 constexpr int kDealt = 128;  // threads of such a block, at most
