@@ -63,11 +63,11 @@ def gelu(rows, cols, approximate="none", bias=None, first=0):
     return build
 
 
-def embedding(B, T, V, C, position=None, dy_apart=False):
-    """Every row of the tables is used, and a few of them by most places. Positions: None, "offset" or "given"."""
+def embedding(B, T, V, C, position=None):
+    """Every row of the tables is used, and the last ones by most places. Positions: None, "offset" or "given"."""
 
     def build(draw):
-        tokens = (draw.integers(V, B * T) ** 3 // V**2) % V
+        tokens = V - 1 - draw.integers(V, B * T) ** 3 // V**2
         tokens[: min(V, B * T)] = torch.arange(V)[: B * T]
         table = None if position is None else draw.normal(T, C)
         positions = draw.integers(T, B, T).index_fill_(1, torch.tensor([0]), T - 1) if position == "given" else None
