@@ -47,8 +47,10 @@ SIMT_DEVICE float gelu(float z) {
 template <bool TANH>
 SIMT_DEVICE float slope(float z) {
     if (!TANH) return distribution(z) + z * kDensity * simt::exp2_fast(z * z * (-0.5f * kLog2e));
-    const float p = logistic(z * (z * z * kTanh3 + kTanh1));
-    return p + z * p * (1.0f - p) * (z * z * (3.0f * kTanh3) + kTanh1);
+    const float u = z * (z * z * kTanh3 + kTanh1), e = simt::exp2_fast(fabsf(u) * -kLog2e),
+                r = __fdividef(1.0f, 1.0f + e);
+    const float p = u < 0.0f ? e * r : r;  // and p (1 - p) is e r^2: 1 - p would have lost its digits
+    return p + z * e * r * r * (z * z * (3.0f * kTanh3) + kTanh1);
 }
 
 template <class T, bool VECTORS, bool TANH>
