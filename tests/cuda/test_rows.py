@@ -157,6 +157,18 @@ def test_gradients_of_linear_cross_entropy_fill_their_buffers(checked, R, needs)
     assert not needs[1] or not found[1][90:].any()
 
 
+def test_of_nothing_the_loss_is_0_and_no_row_gets_a_gradient(checked):
+    loss, lse = forward(torch.randn(0, 7), torch.zeros(0, dtype=torch.int64))
+    assert loss == 0
+    assert backward(torch.randn(0, 7), torch.zeros(0, dtype=torch.int64), lse).shape == (0, 7)
+    tokens, table = torch.zeros(0, 5, dtype=torch.int64), torch.randn(6, 8)
+    (x,) = embedding.embedding_fwd(tokens, table, table, None, 1.0)
+    assert x.shape == (0, 5, 8)
+    for positions in (None, tokens):
+        for gradient in embedding.embedding_bwd(x, tokens, table, table, positions, 1.0)[1:3]:
+            assert torch.equal(gradient, torch.zeros(6, 8))
+
+
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_is_right_from_one_end_of_float32_to_the_other(checked, approximate):
     x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-3e38, -1e5, -1e-30, 0.0, 1e-30, 1e5, 3e38])])

@@ -137,9 +137,9 @@ def table_gradient(backend: str, dy: Tensor, tokens: Tensor, table: Tensor) -> T
     return dy
 
 
-def indices(x: Tensor | None) -> Tensor | None:
+def indices(x: Tensor) -> Tensor:
     """Rows of a table as kernels read them: int64, contiguous."""
-    return None if x is None else x.to(torch.int64).contiguous()
+    return x.to(torch.int64).contiguous()
 
 
 def classes(backend: str, targets: Tensor, device: torch.device) -> Tensor:

@@ -30,10 +30,11 @@ def embedding_fwd(
     P = 0 if position is None else position.shape[0]
     shape = (B, T, C)
     x = torch.empty(shape, dtype=token.dtype) if out is None else fits("embedding", out[0], shape, token.dtype)
-    used, places, token = indices(tokens), indices(positions), token.contiguous()
+    tokens, token = indices(tokens), token.contiguous()
     position = None if position is None else position.contiguous()
+    positions = None if positions is None else indices(positions)
     _C.embedding_fwd(
-        address(used), address(places), B * T, T, token.data_ptr(), V, address(position), P,
+        tokens.data_ptr(), address(positions), B * T, T, token.data_ptr(), V, address(position), P,
         x.data_ptr(), CODES[token.dtype], C, scale,
     )  # fmt: skip
     return (x,)
@@ -65,7 +66,7 @@ def embedding_bwd(
                 fits("embedding", buffer, like.shape, like.dtype)
     for gradient, used, factor in ((dtoken, tokens, scale), (dposition, positions, 1.0)):
         if gradient is not None:
-            rows = indices(used)
+            rows = None if used is None else indices(used)
             _C.embedding_bwd(
                 dy_rows.data_ptr(), dy_stride, address(rows), B * T, T,
                 gradient.data_ptr(), gradient.shape[0], CODES[dy.dtype], C, factor,

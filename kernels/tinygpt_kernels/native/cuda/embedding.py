@@ -30,10 +30,13 @@ def embedding_fwd(
         x = common.fresh(B, T, C, dtype=token.dtype, device=token.device)
     else:
         x = fits("embedding", out[0], (B, T, C), token.dtype, token.device)
+    # Held until the launch: the memory of a copy that nobody holds is the next copy's.
+    tokens, token = indices(tokens), token.contiguous()
+    positions = None if positions is None else indices(positions)
     position = None if position is None else position.contiguous()
     with common.on_device(token):
         common.module.cuda_embedding_fwd(
-            common.read(indices(tokens)), common.read(indices(positions)), B * T, T, common.read(token.contiguous()), V,
+            common.read(tokens), common.read(positions), B * T, T, common.read(token), V,
             common.read(position), 0 if position is None else position.shape[0], common.written(x), CODES[token.dtype], C,
             scale, common.stream(token),
         )  # fmt: skip
