@@ -5,6 +5,7 @@ Nothing here names a kernel but the cases that are added: what backend `cuda` re
 
 import os
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import simulation
@@ -124,7 +125,12 @@ EXTRA = [
 ]  # fmt: skip
 
 
+@cache
 def served():
+    return tuple(_served())
+
+
+def _served():
     for case in (*CASES, *EXTRA):
         if case.op not in OPS:
             continue
