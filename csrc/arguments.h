@@ -132,4 +132,120 @@ inline LayerNormBwd layer_norm_bwd_of(uintptr_t dy, int64_t dy_stride, uintptr_t
             cols};
 }
 
+inline GeluFwd gelu_fwd_of(uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype, uintptr_t y,
+                           bool tanh, int64_t rows, int64_t cols) {
+    require_matrix(x, rows, cols, x_stride, "x");
+    require_matrix(y, rows, cols, cols, "y");
+    return {pointer<void>(x),
+            x_stride,
+            dtype_of(dtype),
+            pointer<void>(bias),
+            dtype_of(bias_dtype),
+            pointer<void>(y),
+            tanh,
+            rows,
+            cols};
+}
+
+inline GeluBwd gelu_bwd_of(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias,
+                           int bias_dtype, uintptr_t dx, uintptr_t dbias, bool tanh, int64_t rows, int64_t cols) {
+    require_matrix(dy, rows, cols, dy_stride, "dy");
+    require_matrix(x, rows, cols, x_stride, "x");
+    return {pointer<void>(dy),
+            dy_stride,
+            pointer<void>(x),
+            x_stride,
+            dtype_of(dtype),
+            pointer<void>(bias),
+            dtype_of(bias_dtype),
+            pointer<void>(dx),
+            pointer<void>(dbias),
+            tanh,
+            rows,
+            cols};
+}
+
+inline EmbeddingFwd embedding_fwd_of(uintptr_t tokens, uintptr_t positions, int64_t places, int64_t length,
+                                     uintptr_t token, int64_t token_rows, uintptr_t position, int64_t position_rows,
+                                     uintptr_t y, int dtype, int64_t cols, float scale) {
+    require_matrix(y, places, cols, cols, "y");
+    require(places == 0 || tokens != 0, "tokens is null");
+    require(token_rows == 0 || token != 0, "token is null");
+    require(length >= 1 || places == 0, "length must be at least 1");
+    return {pointer<int64_t>(tokens),
+            pointer<int64_t>(positions),
+            places,
+            length,
+            pointer<void>(token),
+            token_rows,
+            pointer<void>(position),
+            position_rows,
+            pointer<void>(y),
+            dtype_of(dtype),
+            cols,
+            scale};
+}
+
+inline EmbeddingBwd embedding_bwd_of(uintptr_t dy, int64_t dy_stride, uintptr_t indices, int64_t places, int64_t length,
+                                     uintptr_t dtable, int64_t table_rows, int dtype, int64_t cols, float scale) {
+    require_matrix(dy, places, cols, dy_stride, "dy");
+    require_matrix(dtable, table_rows, cols, cols, "dtable");
+    require(length >= 1 || places == 0, "length must be at least 1");
+    return {pointer<void>(dy),     dy_stride,  pointer<int64_t>(indices), places, length,
+            pointer<void>(dtable), table_rows, dtype_of(dtype),           cols,   scale};
+}
+
+inline CrossEntropyFwd cross_entropy_fwd_of(uintptr_t logits, int64_t stride, int dtype, uintptr_t targets,
+                                            int64_t ignore_index, int64_t rows, int64_t cols, int64_t first,
+                                            int64_t classes, float smoothing, uintptr_t state, uintptr_t denominator,
+                                            uintptr_t lse, uintptr_t loss) {
+    if (cols) require_matrix(logits, rows, cols, stride, "logits");
+    require(rows >= 0 && cols >= 0 && first >= 0 && first + cols <= classes, "the columns are not among the classes");
+    require(rows == 0 || state != 0 || (loss != 0 && cols == classes), "a slice of the columns needs a state");
+    require(rows == 0 || (targets != 0 && (loss == 0 || lse != 0)), "targets or lse is null");
+    return {pointer<void>(logits),
+            stride,
+            dtype_of(dtype),
+            pointer<int64_t>(targets),
+            ignore_index,
+            rows,
+            cols,
+            first,
+            classes,
+            smoothing,
+            pointer<void>(state),
+            pointer<float>(denominator),
+            pointer<float>(lse),
+            pointer<float>(loss)};
+}
+
+inline CrossEntropyBwd cross_entropy_bwd_of(uintptr_t logits, int64_t stride, int dtype, uintptr_t targets,
+                                            int64_t ignore_index, uintptr_t lse, uintptr_t dloss, uintptr_t denominator,
+                                            uintptr_t dlogits, int64_t dlogits_stride, int64_t rows, int64_t cols,
+                                            int64_t vocab, int64_t first, int64_t classes, float smoothing) {
+    require_matrix(logits, rows, cols, stride, "logits");
+    require_matrix(dlogits, rows, cols, dlogits_stride, "dlogits");
+    require(vocab >= 0 && vocab <= cols && first >= 0 && first + vocab <= classes,
+            "the columns are not among the classes");
+    require(rows <= 1 || dlogits_stride >= cols, "rows of dlogits may not overlap");
+    require(rows == 0 || (targets != 0 && lse != 0), "targets or lse is null");
+    require(dloss != 0, "dloss is null");
+    return {pointer<void>(logits),
+            stride,
+            dtype_of(dtype),
+            pointer<int64_t>(targets),
+            ignore_index,
+            pointer<float>(lse),
+            pointer<float>(dloss),
+            pointer<float>(denominator),
+            pointer<void>(dlogits),
+            dlogits_stride,
+            rows,
+            cols,
+            vocab,
+            first,
+            classes,
+            smoothing};
+}
+
 }  // namespace tinygpt

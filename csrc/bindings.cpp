@@ -127,37 +127,15 @@ void layer_norm_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stri
 
 void gelu_fwd(uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype, uintptr_t y, bool tanh,
               int64_t rows, int64_t cols) {
-    require_matrix(x, rows, cols, x_stride, "x");
-    require_matrix(y, rows, cols, cols, "y");
-    const GeluFwd arguments{pointer<void>(x),
-                            x_stride,
-                            dtype_of(dtype),
-                            pointer<void>(bias),
-                            dtype_of(bias_dtype),
-                            pointer<void>(y),
-                            tanh,
-                            rows,
-                            cols};
+    const GeluFwd arguments = gelu_fwd_of(x, x_stride, dtype, bias, bias_dtype, y, tanh, rows, cols);
     py::gil_scoped_release released;
     if (!cpu::kernels().gelu_fwd(arguments)) throw std::bad_alloc();
 }
 
 void gelu_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype,
               uintptr_t dx, uintptr_t dbias, bool tanh, int64_t rows, int64_t cols) {
-    require_matrix(dy, rows, cols, dy_stride, "dy");
-    require_matrix(x, rows, cols, x_stride, "x");
-    const GeluBwd arguments{pointer<void>(dy),
-                            dy_stride,
-                            pointer<void>(x),
-                            x_stride,
-                            dtype_of(dtype),
-                            pointer<void>(bias),
-                            dtype_of(bias_dtype),
-                            pointer<void>(dx),
-                            pointer<void>(dbias),
-                            tanh,
-                            rows,
-                            cols};
+    const GeluBwd arguments =
+        gelu_bwd_of(dy, dy_stride, x, x_stride, dtype, bias, bias_dtype, dx, dbias, tanh, rows, cols);
     py::gil_scoped_release released;
     if (!cpu::kernels().gelu_bwd(arguments)) throw std::bad_alloc();
 }
@@ -165,33 +143,16 @@ void gelu_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, in
 void embedding_fwd(uintptr_t tokens, uintptr_t positions, int64_t places, int64_t length, uintptr_t token,
                    int64_t token_rows, uintptr_t position, int64_t position_rows, uintptr_t y, int dtype, int64_t cols,
                    float scale) {
-    require_matrix(y, places, cols, cols, "y");
-    require(places == 0 || tokens != 0, "tokens is null");
-    require(token_rows == 0 || token != 0, "token is null");
-    require(length >= 1 || places == 0, "length must be at least 1");
-    const EmbeddingFwd arguments{pointer<int64_t>(tokens),
-                                 pointer<int64_t>(positions),
-                                 places,
-                                 length,
-                                 pointer<void>(token),
-                                 token_rows,
-                                 pointer<void>(position),
-                                 position_rows,
-                                 pointer<void>(y),
-                                 dtype_of(dtype),
-                                 cols,
-                                 scale};
+    const EmbeddingFwd arguments = embedding_fwd_of(tokens, positions, places, length, token, token_rows, position,
+                                                    position_rows, y, dtype, cols, scale);
     py::gil_scoped_release released;
     if (!cpu::kernels().embedding_fwd(arguments)) throw std::bad_alloc();
 }
 
 void embedding_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t indices, int64_t places, int64_t length, uintptr_t dtable,
                    int64_t table_rows, int dtype, int64_t cols, float scale) {
-    require_matrix(dy, places, cols, dy_stride, "dy");
-    require_matrix(dtable, table_rows, cols, cols, "dtable");
-    require(length >= 1 || places == 0, "length must be at least 1");
-    const EmbeddingBwd arguments{pointer<void>(dy),     dy_stride,  pointer<int64_t>(indices), places, length,
-                                 pointer<void>(dtable), table_rows, dtype_of(dtype),           cols,   scale};
+    const EmbeddingBwd arguments =
+        embedding_bwd_of(dy, dy_stride, indices, places, length, dtable, table_rows, dtype, cols, scale);
     py::gil_scoped_release released;
     if (!cpu::kernels().embedding_bwd(arguments)) throw std::bad_alloc();
 }
@@ -199,24 +160,8 @@ void embedding_bwd(uintptr_t dy, int64_t dy_stride, uintptr_t indices, int64_t p
 void cross_entropy_fwd(uintptr_t logits, int64_t stride, int dtype, uintptr_t targets, int64_t ignore_index,
                        int64_t rows, int64_t cols, int64_t first, int64_t classes, float smoothing, uintptr_t state,
                        uintptr_t denominator, uintptr_t lse, uintptr_t loss) {
-    if (cols) require_matrix(logits, rows, cols, stride, "logits");
-    require(rows >= 0 && cols >= 0 && first >= 0 && first + cols <= classes, "the columns are not among the classes");
-    require(rows == 0 || state != 0 || (loss != 0 && cols == classes), "a slice of the columns needs a state");
-    require(rows == 0 || (targets != 0 && (loss == 0 || lse != 0)), "targets or lse is null");
-    const CrossEntropyFwd arguments{pointer<void>(logits),
-                                    stride,
-                                    dtype_of(dtype),
-                                    pointer<int64_t>(targets),
-                                    ignore_index,
-                                    rows,
-                                    cols,
-                                    first,
-                                    classes,
-                                    smoothing,
-                                    pointer<void>(state),
-                                    pointer<float>(denominator),
-                                    pointer<float>(lse),
-                                    pointer<float>(loss)};
+    const CrossEntropyFwd arguments = cross_entropy_fwd_of(logits, stride, dtype, targets, ignore_index, rows, cols,
+                                                           first, classes, smoothing, state, denominator, lse, loss);
     py::gil_scoped_release released;
     if (!cpu::kernels().cross_entropy_fwd(arguments)) throw std::bad_alloc();
 }
@@ -224,29 +169,9 @@ void cross_entropy_fwd(uintptr_t logits, int64_t stride, int dtype, uintptr_t ta
 void cross_entropy_bwd(uintptr_t logits, int64_t stride, int dtype, uintptr_t targets, int64_t ignore_index,
                        uintptr_t lse, uintptr_t dloss, uintptr_t denominator, uintptr_t dlogits, int64_t dlogits_stride,
                        int64_t rows, int64_t cols, int64_t vocab, int64_t first, int64_t classes, float smoothing) {
-    require_matrix(logits, rows, cols, stride, "logits");
-    require_matrix(dlogits, rows, cols, dlogits_stride, "dlogits");
-    require(vocab >= 0 && vocab <= cols && first >= 0 && first + vocab <= classes,
-            "the columns are not among the classes");
-    require(rows <= 1 || dlogits_stride >= cols, "rows of dlogits may not overlap");
-    require(rows == 0 || (targets != 0 && lse != 0), "targets or lse is null");
-    require(dloss != 0, "dloss is null");
-    const CrossEntropyBwd arguments{pointer<void>(logits),
-                                    stride,
-                                    dtype_of(dtype),
-                                    pointer<int64_t>(targets),
-                                    ignore_index,
-                                    pointer<float>(lse),
-                                    pointer<float>(dloss),
-                                    pointer<float>(denominator),
-                                    pointer<void>(dlogits),
-                                    dlogits_stride,
-                                    rows,
-                                    cols,
-                                    vocab,
-                                    first,
-                                    classes,
-                                    smoothing};
+    const CrossEntropyBwd arguments =
+        cross_entropy_bwd_of(logits, stride, dtype, targets, ignore_index, lse, dloss, denominator, dlogits,
+                             dlogits_stride, rows, cols, vocab, first, classes, smoothing);
     py::gil_scoped_release released;
     if (!cpu::kernels().cross_entropy_bwd(arguments)) throw std::bad_alloc();
 }

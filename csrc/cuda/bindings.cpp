@@ -100,6 +100,86 @@ void add_ops(py::module_& m) {
         py::arg("dtype"), py::arg("weight"), py::arg("weight_dtype"), py::arg("mean"), py::arg("rstd"), py::arg("dx"),
         py::arg("dweight"), py::arg("dbias"), py::arg("bias_dtype"), py::arg("rows"), py::arg("cols"),
         py::arg("partial"), py::arg("stream"));
+    m.def(
+        "cuda_gelu_fwd",
+        [](uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype, uintptr_t y, bool tanh,
+           int64_t rows, int64_t cols, uintptr_t stream) {
+            gelu_fwd(gelu_fwd_of(x, x_stride, dtype, bias, bias_dtype, y, tanh, rows, cols), pointer<void>(stream));
+        },
+        py::arg("x"), py::arg("x_stride"), py::arg("dtype"), py::arg("bias"), py::arg("bias_dtype"), py::arg("y"),
+        py::arg("tanh"), py::arg("rows"), py::arg("cols"), py::arg("stream"));
+    m.def("cuda_gelu_bwd_lanes", &gelu_bwd_lanes, py::arg("rows"), py::arg("cols"));
+    m.def(
+        "cuda_gelu_bwd",
+        [](uintptr_t dy, int64_t dy_stride, uintptr_t x, int64_t x_stride, int dtype, uintptr_t bias, int bias_dtype,
+           uintptr_t dx, uintptr_t dbias, bool tanh, int64_t rows, int64_t cols, uintptr_t partial, uintptr_t stream) {
+            require(dbias == 0 || partial != 0, "partial is null");
+            gelu_bwd(gelu_bwd_of(dy, dy_stride, x, x_stride, dtype, bias, bias_dtype, dx, dbias, tanh, rows, cols),
+                     pointer<float>(partial), pointer<void>(stream));
+        },
+        py::arg("dy"), py::arg("dy_stride"), py::arg("x"), py::arg("x_stride"), py::arg("dtype"), py::arg("bias"),
+        py::arg("bias_dtype"), py::arg("dx"), py::arg("dbias"), py::arg("tanh"), py::arg("rows"), py::arg("cols"),
+        py::arg("partial"), py::arg("stream"));
+    m.def(
+        "cuda_embedding_fwd",
+        [](uintptr_t tokens, uintptr_t positions, int64_t places, int64_t length, uintptr_t token, int64_t token_rows,
+           uintptr_t position, int64_t position_rows, uintptr_t y, int dtype, int64_t cols, float scale,
+           uintptr_t stream) {
+            embedding_fwd(embedding_fwd_of(tokens, positions, places, length, token, token_rows, position,
+                                           position_rows, y, dtype, cols, scale),
+                          pointer<void>(stream));
+        },
+        py::arg("tokens"), py::arg("positions"), py::arg("places"), py::arg("length"), py::arg("token"),
+        py::arg("token_rows"), py::arg("position"), py::arg("position_rows"), py::arg("y"), py::arg("dtype"),
+        py::arg("cols"), py::arg("scale"), py::arg("stream"));
+    m.def("cuda_embedding_bwd_partial", &embedding_bwd_partial, py::arg("places"));
+    m.def(
+        "cuda_embedding_bwd",
+        [](uintptr_t dy, int64_t dy_stride, uintptr_t indices, uintptr_t order, int64_t places, int64_t length,
+           uintptr_t dtable, int64_t table_rows, int dtype, int64_t cols, float scale, uintptr_t partial,
+           uintptr_t stream) {
+            require(indices == 0 || places == 0 || order != 0, "order is null");
+            require(indices == 0 || embedding_bwd_partial(places) == 0 || partial != 0, "partial is null");
+            embedding_bwd(
+                embedding_bwd_of(dy, dy_stride, indices, places, length, dtable, table_rows, dtype, cols, scale),
+                pointer<int64_t>(order), pointer<float>(partial), pointer<void>(stream));
+        },
+        py::arg("dy"), py::arg("dy_stride"), py::arg("indices"), py::arg("order"), py::arg("places"), py::arg("length"),
+        py::arg("dtable"), py::arg("table_rows"), py::arg("dtype"), py::arg("cols"), py::arg("scale"),
+        py::arg("partial"), py::arg("stream"));
+    m.def(
+        "cuda_cross_entropy_fwd",
+        [](uintptr_t logits, int64_t stride, int dtype, uintptr_t targets, int64_t ignore_index, int64_t rows,
+           int64_t cols, float smoothing, uintptr_t lse, uintptr_t loss, uintptr_t stream) {
+            cross_entropy_fwd(cross_entropy_fwd_of(logits, stride, dtype, targets, ignore_index, rows, cols, 0, cols,
+                                                   smoothing, 0, 0, lse, loss),
+                              pointer<void>(stream));
+        },
+        py::arg("logits"), py::arg("stride"), py::arg("dtype"), py::arg("targets"), py::arg("ignore_index"),
+        py::arg("rows"), py::arg("cols"), py::arg("smoothing"), py::arg("lse"), py::arg("loss"), py::arg("stream"));
+    m.def(
+        "cuda_cross_entropy_bwd",
+        [](uintptr_t logits, int64_t stride, int dtype, uintptr_t targets, int64_t ignore_index, uintptr_t lse,
+           uintptr_t dloss, uintptr_t dlogits, int64_t dlogits_stride, int64_t rows, int64_t cols, int64_t vocab,
+           float smoothing, uintptr_t stream) {
+            cross_entropy_bwd(cross_entropy_bwd_of(logits, stride, dtype, targets, ignore_index, lse, dloss, 0, dlogits,
+                                                   dlogits_stride, rows, cols, vocab, 0, vocab, smoothing),
+                              pointer<void>(stream));
+        },
+        py::arg("logits"), py::arg("stride"), py::arg("dtype"), py::arg("targets"), py::arg("ignore_index"),
+        py::arg("lse"), py::arg("dloss"), py::arg("dlogits"), py::arg("dlogits_stride"), py::arg("rows"),
+        py::arg("cols"), py::arg("vocab"), py::arg("smoothing"), py::arg("stream"));
+    m.def(
+        "cuda_cross_entropy_mean",
+        [](uintptr_t values, int64_t count, uintptr_t targets, int64_t ignore_index, int64_t rows,
+           uintptr_t denominator, uintptr_t mean, uintptr_t stream) {
+            require(mean != 0 && (count <= 0 || values != 0) && (rows <= 0 || targets != 0), "a pointer is null");
+            cross_entropy_mean({pointer<float>(values), count, pointer<int64_t>(targets), ignore_index, rows,
+                                pointer<float>(denominator), pointer<float>(mean)},
+                               pointer<void>(stream));
+        },
+        py::arg("values"), py::arg("count"), py::arg("targets"), py::arg("ignore_index"), py::arg("rows"),
+        py::arg("denominator"), py::arg("mean"), py::arg("stream"));
 }
 
 }  // namespace tinygpt::cuda

@@ -1,4 +1,5 @@
-// Rows of a matrix in vectors of 16 bytes, or of one element where rows are not aligned to more.
+// Rows of a matrix in vectors of 16 bytes, or of one element where rows are not aligned to more; and a matrix dealt out
+// to threads.
 #pragma once
 
 #include "../ops.h"
@@ -55,6 +56,53 @@ SIMT_DEVICE void put_parameter(void* p, DType dtype, int64_t c, float value) {
     if (dtype == DType::f32) static_cast<float*>(p)[c] = value;
     if (dtype == DType::f16) static_cast<simt::half*>(p)[c] = simt::from_float<simt::half>(value);
     if (dtype == DType::bf16) static_cast<simt::bfloat*>(p)[c] = simt::from_float<simt::bfloat>(value);
+}
+
+// N neighbours in float32, as `parameters_as` reads them.
+template <int N>
+SIMT_DEVICE void store_floats(float* to, const Floats<N>& f) {
+    constexpr int each = N < 4 ? N : 4;
+#pragma unroll
+    for (int first = 0; first < N; first += each) {
+        simt::Vector<float, each> part;
+#pragma unroll
+        for (int i = 0; i < each; ++i) part.at[i] = f.at[first + i];
+        simt::store<float, each>(to + first, part);
+    }
+}
+
+// A matrix dealt out to threads: one has N neighbouring columns, in rows `lane`, `lane` + lanes, + 2 lanes, ... or in
+// what else there are `lanes` of. Blocks are as wide as the columns need, and hold several lanes where these are few.
+struct Deal {
+    int64_t lanes;
+    int tiles;  // blocks side by side
+};
+
+// The column is an int: with 64 bits nvcc no longer sees that vectors are aligned, and stores their elements one by
+// one.
+struct Share {
+    int64_t lane;
+    int column;
+};
+template <int N>
+SIMT_DEVICE Share share_of(const Deal& deal) {
+    const unsigned group = blockIdx.x / deal.tiles, tile = blockIdx.x % deal.tiles;
+    return {static_cast<int64_t>(group) * blockDim.y + threadIdx.y,
+            static_cast<int>(tile * blockDim.x + threadIdx.x) * N};
+}
+
+constexpr int kDealt = 128;  // threads of such a block, at most
+
+// Starts `kernel(arguments, deal, rest...)` for `lanes` of `cols` columns, N of them for a thread.
+template <int N, class Arguments, class... Parameters, class... Rest>
+void launch_dealt(const char* name, void (*kernel)(Arguments, Deal, Parameters...), int64_t lanes, int64_t cols,
+                  simt::Stream stream, const Arguments& a, Rest... rest) {
+    if (lanes == 0) return;
+    const int64_t vectors = (cols + N - 1) / N, tiles = (vectors + kDealt - 1) / kDealt;
+    const int64_t width = (vectors + tiles - 1) / tiles, height = kDealt / width;
+    const dim3 grid(static_cast<unsigned>(tiles * ((lanes + height - 1) / height)));
+    const dim3 block(static_cast<unsigned>(width), static_cast<unsigned>(height));
+    simt::launch(name, kernel, grid, block, 0, stream, a, Deal{lanes, static_cast<int>(tiles)}, rest...);
 }
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }

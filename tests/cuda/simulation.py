@@ -64,16 +64,17 @@ class Simulation:
     """Stands in for the compiled module and for the GPU's memory: every launch is told what it may read and write.
 
     Attributes:
-        short: the number of a tensor of the next launch (in the order of its arguments) that lacks its last element.
-        unwritten: the number of a tensor that counts as never written.
+        short: which tensor lacks its last element: (the launch's place in `taken`, the tensor's among its arguments).
+        unwritten: which tensor counts as never written.
         launches: names of the functions that were called.
+        taken: for each launch, which of its tensors are written.
     """
 
     def __init__(self, simt):
         self._simt = simt
         self._views = []
         self.short = self.unwritten = None
-        self.launches = []
+        self.launches, self.taken = [], []
 
     def read(self, x):
         if x is not None:
@@ -88,24 +89,22 @@ class Simulation:
     def fresh(self, *shape, dtype, device):
         return torch.full(shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype, device=device)
 
-    def views(self):
-        """How many tensors the last launch took, and which of them it reads."""
-        return self._last
-
     def __getattr__(self, name):
         function = getattr(self._simt, name)
-        if not name.endswith(("_fwd", "_bwd")):
+        if not name.endswith(("_fwd", "_bwd", "_mean")):
             return function
 
         def launch(*args):
             self._simt.watch_nothing()
             views, self._views = self._views, []
-            self._last = [writable for _, writable in views]
+            short, unwritten = (where[1] if where and where[0] == len(self.taken) else None
+                                for where in (self.short, self.unwritten))  # fmt: skip
+            self.taken.append([writable for _, writable in views])
             for i, (x, writable) in enumerate(views):
                 flat = [list(x.shape), list(x.stride())]
-                if i == self.short and x.numel():
+                if i == short and x.numel():
                     flat = [[x.numel() - 1], [1]] if x.is_contiguous() else flat
-                self._simt.watch(x.data_ptr(), *flat, x.element_size(), writable, not writable and i != self.unwritten,
+                self._simt.watch(x.data_ptr(), *flat, x.element_size(), writable, not writable and i != unwritten,
                                  f"tensor {i}")  # fmt: skip
             self.launches.append(name)
             return function(*args)

@@ -5,6 +5,7 @@ Nothing here names a kernel but the cases that are added: what backend `cuda` re
 
 import os
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import simulation
@@ -53,6 +54,48 @@ def attention_qkv(T, D, causal):
     return lambda draw: ((draw.normal(1, T, 4, D), 2, 1), {"causal": causal})
 
 
+def gelu(rows, cols, approximate="none", bias=None, first=0):
+    """Of rows that begin `first` elements behind the beginning of memory, which is aligned."""
+
+    def build(draw):
+        x = draw.normal(rows * cols + first, scale=2.0)[first:].view(rows, cols)
+        return (x, None if bias is None else draw.normal(cols, dtype=bias)), {"approximate": approximate}
+
+    return build
+
+
+def embedding(B, T, V, C, position=None):
+    """Every row of the tables is used, and the last ones by most places. Positions: None, "offset" or "given"."""
+
+    def build(draw):
+        tokens = V - 1 - draw.integers(V, B * T) ** 3 // V**2
+        tokens[: min(V, B * T)] = torch.arange(V)[: B * T]
+        table = None if position is None else draw.normal(T, C)
+        positions = draw.integers(T, B, T).index_fill_(1, torch.tensor([0]), T - 1) if position == "given" else None
+        return (tokens.view(B, T), draw.normal(V, C), table), {"positions": positions, "scale": 0.7}
+
+    return build
+
+
+def losses(rows, cols, apart=0, **options):
+    """Logits whose rows are `apart` elements further from each other than they are long; every third target is ignored."""
+
+    def build(draw):
+        targets = draw.integers(options.get("vocab") or cols, rows)
+        targets[::3] = -100
+        return (draw.normal(rows, cols + apart, scale=3.0)[:, :cols], targets), options
+
+    return build
+
+
+def linear_losses(rows, channels, cols, **options):
+    def build(draw):
+        weight = draw.normal(cols, channels, scale=3 * channels**-0.5)
+        return (draw.normal(rows, channels), weight, draw.integers(options.get("vocab") or cols, rows)), options
+
+    return build
+
+
 # Around a thread's, a warp's and a block's share of a row, beyond what registers hold, more rows than blocks, rows apart.
 EXTRA = [
     *(Case("layer_norm", f"cuda {r}x{c}", norm(r, c)) for r, c in
@@ -60,6 +103,21 @@ EXTRA = [
     Case("layer_norm", "cuda 17x64 rows apart", norm(17, 64, "rows apart")),
     *(Case("add_layer_norm", f"cuda {r}x{c}", add_norm(r, c)) for r, c in ((5, 96), (2, 1500), (2, 2304))),
     Case("attention", "cuda D64 negative scale", lambda draw: (attention(65, 64, True)(draw)[0], {"causal": True, "scale": -0.2})),
+    # Several rows in a block and several blocks in a row, rows in vectors and off their boundaries, both loops over rows.
+    *(Case("gelu", f"cuda {r}x{c}{' ' + a if a == 'tanh' else ''}", gelu(r, c, a, torch.float32 if r % 2 else None))
+      for r, c in ((1, 8), (7, 24), (129, 16), (40, 1032), (3, 2056), (2, 131)) for a in ("none", "tanh")),
+    Case("gelu", "cuda 5x64 off the boundaries", gelu(5, 64, first=1)),
+    *(Case("embedding", f"cuda {B}x{T} V{V} C{C} {p}", embedding(B, T, V, C, p)) for B, T, V, C, p in
+      ((2, 17, 5, 8, None), (1, 32, 3, 5, None), (1, 33, 2, 40, "given"), (3, 129, 7, 24, "offset"), (20, 40, 2, 16, "given"),
+       (9, 5, 300, 1032, "offset"), (1, 700, 1, 4, "offset"), (4, 129, 65, 7, "given"))),
+    # Whole rows in vectors, edges at one end or both, rows with no whole vector, one warp, four and sixteen of them, slabs.
+    *(Case("cross_entropy", f"cuda {r}x{c} {v} apart {a}", losses(r, c, a, vocab=v)) for r, c, v, a in
+      ((5, 2, None, 0), (9, 7, None, 1), (6, 64, 64, 8), (3, 129, 120, 7), (4, 1024, None, 3), (2, 1025, 1001, 0),
+       (2, 4104, None, 0), (3, 8197, 8193, 2), (2, 16400, 9001, 0), (2, 50257, None, 0))),
+    Case("cross_entropy", "cuda 600x9", losses(600, 9, label_smoothing=0.2)),
+    Case("cross_entropy", "cuda 3x2051 smoothed", losses(3, 2051, label_smoothing=0.2)),
+    Case("linear_cross_entropy", "cuda 129x8x97", linear_losses(129, 8, 97, vocab=90)),
+    Case("linear_cross_entropy", "cuda 70x40x33 smoothed", linear_losses(70, 40, 33, label_smoothing=0.1)),
     # Around a tile's edges, one tile and several, every head dimension that is compiled.
     *(Case(op, f"cuda T{T} D{D} {'causal' if causal else 'full'}", build(T, D, causal))
       for op, build in (("attention", attention), ("attention_qkv", attention_qkv))
@@ -67,7 +125,12 @@ EXTRA = [
 ]  # fmt: skip
 
 
+@cache
 def served():
+    return tuple(_served())
+
+
+def _served():
     for case in (*CASES, *EXTRA):
         if case.op not in OPS:
             continue
@@ -145,6 +208,8 @@ EXPOSING = {
     "layer_norm.cu": [
         p for p in served() if p.id in ("layer_norm-cuda 600x48-float32", "layer_norm-cuda 1x4100-float32")
     ],
+    "gelu.cu": [p for p in served() if p.id == "gelu-cuda 129x16-float32"],
+    "cross_entropy.cu": [p for p in served() if p.id == "cross_entropy-cuda 3x2051 smoothed-float32"],
     "attention.cuh": TILES,
     "attention_fwd.cu": TILES,
     "attention_bwd.cu": TILES,
@@ -176,7 +241,8 @@ def launches():
     """One small case for each op, in two dtypes: attention has kernels of their own for each."""
     for op in OPS:
         for dtype in (torch.float32, torch.bfloat16):
-            case = next(p.values for p in served() if p.values[0].op == op and p.values[1] == dtype and "17" in p.id)
+            name = "cuda 2x17 V5 C8 None" if op == "embedding" else "17"  # which reads the tables' last rows
+            case = next(p.values for p in served() if p.values[0].op == op and p.values[1] == dtype and name in p.id)
             yield pytest.param(*case, id=f"{op}-{str(dtype)[6:]}")
 
 
@@ -189,30 +255,33 @@ def test_a_tensor_one_element_short_and_an_input_never_written_are_told(simt, ca
     ]
     named, leaves = dict(zip(op.order, flat, strict=True)), [t for t in flat if torch.is_tensor(t) and t.requires_grad]
 
-    def attempt(which, number, *, backward):
-        """(what was told, which of the launch's tensors are written)"""
+    def attempt(which, where, *, backward):
+        """(what was told, which of the tensors are written: for each launch)"""
         with simulation.simulated(simt, "check", 1) as simulated:
             try:
                 if backward:
                     outputs = run(**named)
                     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                setattr(simulated, which, number)
+                simulated.taken.clear()
+                setattr(simulated, which, where)
                 if backward:
                     torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
                 else:
                     run(**named)
             except RuntimeError as error:
-                return str(error), simulated.views()
-            return None, simulated.views()
+                return str(error), simulated.taken
+            return None, simulated.taken
 
     for backward in (False, True):
-        _, written = attempt("short", None, backward=backward)
-        assert len(written) > 2
-        for number, is_written in enumerate(written):
-            told, _ = attempt("short", number, backward=backward)
-            assert told, f"tensor {number} one element short: nobody noticed"
-            assert any(words in told for words in ("no tensor of the call lies", "past the end", "beside"))
-            told, _ = attempt("unwritten", number, backward=backward)
-            if not is_written:
-                assert told, f"tensor {number} never written: nobody noticed"
-                assert f"reads what nobody has written, in tensor {number}" in told
+        _, launches = attempt("short", None, backward=backward)
+        assert launches
+        for where in ((i, number) for i, written in enumerate(launches) for number in range(len(written))):
+            told, _ = attempt("short", where, backward=backward)
+            assert told, f"tensor {where[1]} of launch {where[0]} one element short: nobody noticed"
+            # The last two where another tensor of the launch lies in the same memory: that one is not written, or only read.
+            assert any(words in told for words in ("no tensor of the call lies", "past the end", "beside",
+                                                   "nobody has written", "which is only read"))  # fmt: skip
+            told, _ = attempt("unwritten", where, backward=backward)
+            if not launches[where[0]][where[1]]:
+                assert told, f"tensor {where[1]} of launch {where[0]} never written: nobody noticed"
+                assert f"reads what nobody has written, in tensor {where[1]}" in told

@@ -6,7 +6,8 @@ Parity there is tests/kernels/test_gpu.py's, which takes every backend.
 import pytest
 import torch
 
-from tinygpt_kernels import ops
+from tinygpt_kernels import dispatch, ops
+from tinygpt_kernels.cases import cases
 from tinygpt_kernels.native.cuda import layer_norm
 
 pytestmark = pytest.mark.gpu
@@ -55,6 +56,35 @@ def test_a_graph_captures_it():
     torch.cuda.synchronize()
     torch.testing.assert_close(out[0], expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(before, gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [("gelu", "17x129 bias"), ("embedding", "positions given"), ("cross_entropy", "17x1023 smoothed"),
+     ("linear_cross_entropy", "129x64x97 ignored")],
+)  # fmt: skip
+def test_a_graph_captures_forward_and_backward_with_what_pytorch_does_between(op, name):
+    declared, impl = dispatch.all_ops()[op], dispatch.impls[op, "cuda"]
+    args, kwargs = next(case for case in cases(op) if case.name == name).build(torch.float32, "cuda")
+    flat = declared.flatten(*args, **kwargs)
+    tensors = flat[: declared.tensors]
+    needs = tuple(t is not None and t.is_floating_point() for t in tensors)
+
+    def step():
+        y, *saved = impl.fwd(*flat)
+        gradients = impl.bwd(torch.ones_like(y), *tensors, *saved, *flat[declared.tensors :], needs=needs)
+        return y, *(g for g in gradients if g is not None)
+
+    expected = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    for tensor in found:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_another_device_than_the_current_one():

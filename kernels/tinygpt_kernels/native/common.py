@@ -108,3 +108,75 @@ def saved_lse(backend: str, dy: Tensor, y: Tensor, lse: Tensor, shape: tuple[int
             f"do not belong to q {tuple(shape)} {dtype}"
         )
     return lse if lse.dtype is torch.float32 and lse.is_contiguous() else lse.float().contiguous()
+
+
+def belonging(op: str, backend: str, dy: Tensor, x: Tensor) -> Tensor:
+    """`dy`, if it can be the gradient of something like `x` [..., C]: as many rows, the same dtype.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if dy.numel() != x.numel() or dy.shape[-1] != x.shape[-1] or dy.dtype != x.dtype:
+        raise ValueError(
+            f"{op} on {backend}: dy {tuple(dy.shape)} {dy.dtype} does not belong to x {tuple(x.shape)} {x.dtype}"
+        )
+    return dy
+
+
+def table_gradient(backend: str, dy: Tensor, tokens: Tensor, table: Tensor) -> Tensor:
+    """`dy`, if it is [B, T, C] in the dtype of `table` [V, C], for tokens [B, T].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if dy.shape != (*tokens.shape, table.shape[1]) or dy.dtype != table.dtype:
+        raise ValueError(
+            f"embedding on {backend}: dy {tuple(dy.shape)} {dy.dtype} does not belong to tokens {tuple(tokens.shape)} and a "
+            f"table {tuple(table.shape)} {table.dtype}"
+        )
+    return dy
+
+
+def indices(x: Tensor) -> Tensor:
+    """Rows of a table as kernels read them: int64, contiguous."""
+    return x.to(torch.int64).contiguous()
+
+
+def classes(backend: str, targets: Tensor, device: torch.device) -> Tensor:
+    """Targets as kernels read them: int64, contiguous, on the logits' device.
+
+    Raises:
+        ValueError: no integers, or on another device.
+    """
+    if targets.dtype == torch.int64 and targets.device == device:
+        return targets.contiguous()
+    if targets.is_floating_point() or targets.is_complex() or targets.device != device:
+        raise ValueError(
+            f"cross_entropy on {backend}: targets must be integers on {'the CPU' if device.type == 'cpu' else device}, "
+            f"got {targets.dtype} on {targets.device}"
+        )
+    return targets.to(torch.int64).contiguous()
+
+
+def number(backend: str, x: Tensor, name: str, device: torch.device) -> Tensor:
+    """One float32 in a device's memory.
+
+    Raises:
+        ValueError: not one element.
+    """
+    if x.numel() != 1:
+        raise ValueError(f"cross_entropy on {backend}: {name} must hold one element, got {tuple(x.shape)}")
+    return x.to(device, torch.float32)
+
+
+def row_lse(op: str, backend: str, lse: Tensor, R: int, device: torch.device) -> Tensor:
+    """`lse`, if it can be what a forward of R rows saved.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if lse.shape != (R,) or lse.dtype != torch.float32 or not lse.is_contiguous() or lse.device != device:
+        raise ValueError(
+            f"{op} on {backend}: lse {tuple(lse.shape)} {lse.dtype} does not belong to {R} rows: float32 [{R}]"
+        )
+    return lse

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, fits, missing, rows
+from .common import CODES, FLOATS, Buffers, address, classes, fits, missing, number, row_lse, rows
 
 if not missing:
     from .. import _C
@@ -24,23 +24,11 @@ _ROWS = 8192  # rows of them at most, and columns at least: neither side of the 
 _WIDTH = 256
 
 
-def _checked_targets(targets: Tensor) -> Tensor:
-    if targets.dtype == torch.int64 and targets.is_cpu:
-        return targets.contiguous()
-    if targets.is_floating_point() or targets.is_complex() or not targets.is_cpu:
-        raise ValueError(
-            f"cross_entropy on cpp: targets must be integers on the CPU, got {targets.dtype} on {targets.device}"
-        )
-    return targets.to(torch.int64).contiguous()
+_CPU = torch.device("cpu")
 
 
 def _number(x: Tensor | None, name: str) -> Tensor | None:
-    """One float32 in memory."""
-    if x is None or (x.dtype == torch.float32 and x.numel() == 1 and x.is_cpu):
-        return x
-    if x.numel() != 1:
-        raise ValueError(f"cross_entropy on cpp: {name} must hold one element, got {tuple(x.shape)}")
-    return x.to("cpu", torch.float32)
+    return None if x is None else number("cpp", x, name, _CPU)
 
 
 def _outputs(op: str, R: int, out: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -65,7 +53,7 @@ def cross_entropy_fwd(
     """
     logits, stride = rows(logits)
     R, V = logits.shape
-    targets, denominator = _checked_targets(targets), _number(denominator, "denominator")
+    targets, denominator = classes("cpp", targets, _CPU), _number(denominator, "denominator")
     loss, lse = _outputs("cross_entropy", R, out)
     V = vocab or V
     _C.cross_entropy_fwd(
@@ -100,8 +88,8 @@ def cross_entropy_bwd(
         return None, None, None
     if out is not None:
         fits("cross_entropy", dlogits, (R, V), logits.dtype)
-    _check_lse("cross_entropy", lse, R)
-    targets, denominator = _checked_targets(targets), _number(denominator, "denominator")
+    row_lse("cross_entropy", "cpp", lse, R, _CPU)
+    targets, denominator = classes("cpp", targets, _CPU), _number(denominator, "denominator")
     upstream = _number(dloss, "dloss")
     vocab = vocab or V
     _C.cross_entropy_bwd(
@@ -109,11 +97,6 @@ def cross_entropy_bwd(
         address(upstream), address(denominator), dlogits.data_ptr(), V, R, V, vocab, 0, vocab, label_smoothing,
     )  # fmt: skip
     return dlogits, None, None
-
-
-def _check_lse(op: str, lse: Tensor, R: int) -> None:
-    if lse.shape != (R,) or lse.dtype != torch.float32 or not lse.is_contiguous() or not lse.is_cpu:
-        raise ValueError(f"{op} on cpp: lse {tuple(lse.shape)} {lse.dtype} does not belong to {R} rows: float32 [{R}]")
 
 
 def _slices(R: int, V: int) -> list[tuple[int, int]]:
@@ -140,7 +123,7 @@ def linear_cross_entropy_fwd(
         (loss, lse).
     """
     R, V = hidden.shape[0], vocab or weight.shape[0]
-    targets, denominator = _checked_targets(targets), _number(denominator, "denominator")
+    targets, denominator = classes("cpp", targets, _CPU), _number(denominator, "denominator")
     loss, lse = _outputs("linear_cross_entropy", R, out)
     slices, blocks = _slices(R, V), _blocks(R)
     hidden = hidden.float()
@@ -190,8 +173,8 @@ def linear_cross_entropy_bwd(
     dhidden, dweight = _gradients(hidden, weight, needs, out)
     if dhidden is None and dweight is None:
         return None, None, None, None
-    _check_lse("linear_cross_entropy", lse, R)
-    targets = _checked_targets(targets)
+    row_lse("linear_cross_entropy", "cpp", lse, R, _CPU)
+    targets = classes("cpp", targets, _CPU)
     upstream, divisor = _number(dloss, "dloss"), _number(denominator, "denominator")
     slices, blocks = _slices(R, V), _blocks(R)
     if divisor is None and len(blocks) > 1:

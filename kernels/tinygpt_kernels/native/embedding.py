@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, contiguous_like, fits, in_rows, missing
+from .common import CODES, FLOATS, Buffers, address, contiguous_like, fits, in_rows, indices, missing, table_gradient
 
 if not missing:
     from .. import _C
-
-
-def _indices(x: Tensor) -> Tensor:
-    return x.to(torch.int64).contiguous()
 
 
 def embedding_fwd(
@@ -34,9 +30,9 @@ def embedding_fwd(
     P = 0 if position is None else position.shape[0]
     shape = (B, T, C)
     x = torch.empty(shape, dtype=token.dtype) if out is None else fits("embedding", out[0], shape, token.dtype)
-    tokens, token = _indices(tokens), token.contiguous()
+    tokens, token = indices(tokens), token.contiguous()
     position = None if position is None else position.contiguous()
-    positions = None if positions is None else _indices(positions)
+    positions = None if positions is None else indices(positions)
     _C.embedding_fwd(
         tokens.data_ptr(), address(positions), B * T, T, token.data_ptr(), V, address(position), P,
         x.data_ptr(), CODES[token.dtype], C, scale,
@@ -58,14 +54,8 @@ def embedding_bwd(
     Returns:
         (None, dtoken, dposition, None), None where not wanted.
     """
-    dy_rows, dy_stride = in_rows(dy)
-    B, T = tokens.shape
-    C = token.shape[1]
-    if dy.shape != (B, T, C) or dy.dtype != token.dtype:
-        raise ValueError(
-            f"embedding on cpp: dy {tuple(dy.shape)} {dy.dtype} does not belong to tokens {(B, T)} and a table "
-            f"{tuple(token.shape)} {token.dtype}"
-        )
+    dy_rows, dy_stride = in_rows(table_gradient("cpp", dy, tokens, token))
+    B, T, C = dy.shape
     if out is None:
         dtoken = contiguous_like(token) if needs[1] else None
         dposition = contiguous_like(position) if position is not None and needs[2] else None
@@ -76,9 +66,9 @@ def embedding_bwd(
                 fits("embedding", buffer, like.shape, like.dtype)
     for gradient, used, factor in ((dtoken, tokens, scale), (dposition, positions, 1.0)):
         if gradient is not None:
-            indices = None if used is None else _indices(used)
+            rows = None if used is None else indices(used)
             _C.embedding_bwd(
-                dy_rows.data_ptr(), dy_stride, address(indices), B * T, T,
+                dy_rows.data_ptr(), dy_stride, address(rows), B * T, T,
                 gradient.data_ptr(), gradient.shape[0], CODES[dy.dtype], C, factor,
             )  # fmt: skip
     return None, dtoken, dposition, None

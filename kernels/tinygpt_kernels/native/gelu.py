@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, code, contiguous_like, fits, in_rows, missing
+from .common import CODES, FLOATS, Buffers, address, belonging, code, contiguous_like, fits, in_rows, missing
 
 if not missing:
     from .. import _C
@@ -50,11 +50,7 @@ def gelu_bwd(
         (dx, dbias), None where not wanted.
     """
     x_rows, stride = in_rows(x)
-    dy_rows, dy_stride = in_rows(dy)
-    if dy.numel() != x.numel() or dy.shape[-1] != x.shape[-1] or dy.dtype != x.dtype:
-        raise ValueError(
-            f"gelu on cpp: dy {tuple(dy.shape)} {dy.dtype} does not belong to x {tuple(x.shape)} {x.dtype}"
-        )
+    dy_rows, dy_stride = in_rows(belonging("gelu", "cpp", dy, x))
     C = x.shape[-1]
     if out is None:
         dx = contiguous_like(x) if needs[0] else None
