@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "../ops.h"
 
@@ -24,5 +25,17 @@ void layer_norm_fwd(const LayerNormFwd& a, Stream stream);
 // Blocks whose sums of dweight and dbias are added up in the end: `partial` holds 2 * cols floats for each.
 int64_t layer_norm_bwd_blocks(int64_t rows);
 void layer_norm_bwd(const LayerNormBwd& a, float* partial, Stream stream);
+
+// head_dim 1 to 128; a.T is 1, a.kv_lengths the rows' lengths. Where there is more than one split, `workspace` holds
+// B * H * splits * (D + 2) floats.
+int64_t decode_attention_splits(int64_t B, int64_t S, int64_t H, int64_t K, int64_t D, DType dtype);
+void decode_attention_fwd(const Attention& a, void* y, float* workspace, Stream stream);
+
+// As many launches as there are tables of tensors: one, unless there are more than some 540.
+void adamw_(const AdamW& a, Stream stream);
+
+// `workspace` holds as many floats as clip_grad_norm_workspace says.
+int64_t clip_grad_norm_workspace(const std::vector<int64_t>& sizes);
+void clip_grad_norm_(const ClipGradNorm& a, float* workspace, Stream stream);
 
 }  // namespace tinygpt::cuda
