@@ -36,6 +36,7 @@ PYBIND11_MODULE(_simt, m) {
         },
         py::arg("address"), py::arg("sizes"), py::arg("strides"), py::arg("itemsize"), py::arg("writable"),
         py::arg("initialised"), py::arg("name"), "Mode `check` allows accesses to the elements of this view too.");
+    m.def("launches", [] { return simt::host::runtime.launch; }, "How many kernels have been launched.");
     m.def("watch_nothing", &simt::host::watch_nothing, "Forget every view.");
     tinygpt::cuda::add_ops(m);
     add_wrappers(m);
