@@ -60,7 +60,8 @@ SIMT_DEVICE void store(T* to, const Vector<T, N>& v) {
     *reinterpret_cast<Vector<T, N>*>(to) = v;
 }
 
-// The same to global memory alone, and never taken apart: nvcc stores the elements of `store` one by one in some kernels.
+// The same to global memory alone, and never taken apart: nvcc stores the elements of `store` one by one in some
+// kernels.
 template <class T, int N>
 SIMT_DEVICE void store_global(T* to, const Vector<T, N>& v) {
     const auto* words = reinterpret_cast<const uint32_t*>(&v);
