@@ -2,10 +2,12 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "checks.h"
 #include "ops.h"
@@ -246,6 +248,46 @@ inline CrossEntropyBwd cross_entropy_bwd_of(uintptr_t logits, int64_t stride, in
             first,
             classes,
             smoothing};
+}
+
+using Addresses = std::vector<uintptr_t>;
+
+inline std::vector<AdamWTensor> adamw_tensors_of(const Addresses& params, const Addresses& grads,
+                                                 const Addresses& exp_avgs, const Addresses& exp_avg_sqs,
+                                                 const std::vector<int64_t>& sizes,
+                                                 const std::vector<int>& param_dtypes,
+                                                 const std::vector<int>& grad_dtypes,
+                                                 const std::vector<int>& moment_dtypes) {
+    const size_t count = sizes.size();
+    for (const Addresses* list : {&params, &grads, &exp_avgs, &exp_avg_sqs})
+        require(list->size() == count, "the lists are not alike in length");
+    for (const std::vector<int>* list : {&param_dtypes, &grad_dtypes, &moment_dtypes})
+        require(list->size() == count, "the lists are not alike in length");
+    std::vector<AdamWTensor> tensors(count);
+    for (size_t i = 0; i < count; ++i) {
+        require(sizes[i] == 0 || (sizes[i] > 0 && params[i] && grads[i] && exp_avgs[i] && exp_avg_sqs[i]),
+                "a tensor is null");
+        tensors[i] = {pointer<void>(params[i]),
+                      pointer<void>(grads[i]),
+                      pointer<void>(exp_avgs[i]),
+                      pointer<void>(exp_avg_sqs[i]),
+                      sizes[i],
+                      dtype_of(param_dtypes[i]),
+                      dtype_of(grad_dtypes[i]),
+                      dtype_of(moment_dtypes[i])};
+    }
+    return tensors;
+}
+
+inline std::vector<GradTensor> grad_tensors_of(const Addresses& grads, const std::vector<int64_t>& sizes,
+                                               const std::vector<int>& dtypes) {
+    require(grads.size() == sizes.size() && grads.size() == dtypes.size(), "the lists are not alike in length");
+    std::vector<GradTensor> tensors(grads.size());
+    for (size_t i = 0; i < grads.size(); ++i) {
+        require(sizes[i] == 0 || (sizes[i] > 0 && grads[i]), "a tensor is null");
+        tensors[i] = {pointer<void>(grads[i]), sizes[i], dtype_of(dtypes[i])};
+    }
+    return tensors;
 }
 
 }  // namespace tinygpt

@@ -176,45 +176,22 @@ void cross_entropy_bwd(uintptr_t logits, int64_t stride, int dtype, uintptr_t ta
     if (!cpu::kernels().cross_entropy_bwd(arguments)) throw std::bad_alloc();
 }
 
-using Addresses = std::vector<uintptr_t>;
-
 void adamw_(const Addresses& params, const Addresses& grads, const Addresses& exp_avgs, const Addresses& exp_avg_sqs,
             const std::vector<int64_t>& sizes, const std::vector<int>& param_dtypes,
             const std::vector<int>& grad_dtypes, const std::vector<int>& moment_dtypes, int64_t step, double lr,
             double beta1, double beta2, double eps, double weight_decay, double grad_scale) {
-    const size_t count = sizes.size();
-    for (const Addresses* list : {&params, &grads, &exp_avgs, &exp_avg_sqs})
-        require(list->size() == count, "the lists are not alike in length");
-    for (const std::vector<int>* list : {&param_dtypes, &grad_dtypes, &moment_dtypes})
-        require(list->size() == count, "the lists are not alike in length");
-    std::vector<AdamWTensor> tensors(count);
-    for (size_t i = 0; i < count; ++i) {
-        require(sizes[i] == 0 || (sizes[i] > 0 && params[i] && grads[i] && exp_avgs[i] && exp_avg_sqs[i]),
-                "a tensor is null");
-        tensors[i] = {pointer<void>(params[i]),
-                      pointer<void>(grads[i]),
-                      pointer<void>(exp_avgs[i]),
-                      pointer<void>(exp_avg_sqs[i]),
-                      sizes[i],
-                      dtype_of(param_dtypes[i]),
-                      dtype_of(grad_dtypes[i]),
-                      dtype_of(moment_dtypes[i])};
-    }
-    const AdamW arguments{tensors.data(), static_cast<int64_t>(count), step, lr, beta1, beta2, eps, weight_decay,
-                          grad_scale};
+    const auto tensors =
+        adamw_tensors_of(params, grads, exp_avgs, exp_avg_sqs, sizes, param_dtypes, grad_dtypes, moment_dtypes);
+    const AdamW arguments{
+        tensors.data(), static_cast<int64_t>(tensors.size()), step, lr, beta1, beta2, eps, weight_decay, grad_scale};
     py::gil_scoped_release released;
     if (!cpu::kernels().adamw_(arguments)) throw std::bad_alloc();
 }
 
 void clip_grad_norm_(const Addresses& grads, const std::vector<int64_t>& sizes, const std::vector<int>& dtypes,
                      double max_norm, uintptr_t norm) {
-    require(grads.size() == sizes.size() && grads.size() == dtypes.size(), "the lists are not alike in length");
     require(norm != 0, "norm is null");
-    std::vector<GradTensor> tensors(grads.size());
-    for (size_t i = 0; i < grads.size(); ++i) {
-        require(sizes[i] == 0 || (sizes[i] > 0 && grads[i]), "a tensor is null");
-        tensors[i] = {pointer<void>(grads[i]), sizes[i], dtype_of(dtypes[i])};
-    }
+    const auto tensors = grad_tensors_of(grads, sizes, dtypes);
     const ClipGradNorm arguments{tensors.data(), static_cast<int64_t>(tensors.size()), max_norm, pointer<float>(norm)};
     py::gil_scoped_release released;
     if (!cpu::kernels().clip_grad_norm_(arguments)) throw std::bad_alloc();

@@ -57,6 +57,17 @@ void attention_bwd_from(uintptr_t dy, const Strides& dy_strides, uintptr_t q, co
     attention_bwd(a, pointer<float>(workspace), pointer<void>(stream));
 }
 
+void decode_attention_fwd_from(uintptr_t q, const Strides& q_strides, uintptr_t k, const Strides& k_strides,
+                               uintptr_t v, const Strides& v_strides, int dtype, uintptr_t lengths, uintptr_t y,
+                               float scale, const py::tuple& sizes, uintptr_t workspace, uintptr_t stream) {
+    const Attention a =
+        attention_of(q, q_strides, k, k_strides, v, v_strides, dtype, lengths, 0, false, scale, 0.0, sizes);
+    require(a.T == 1, "decode_attention takes one query a row");
+    require(a.B * a.H == 0 || (y != 0 && lengths != 0), "y or lengths is null");
+    require(workspace != 0 || decode_attention_splits(a.B, a.S, a.H, a.K, a.D, a.dtype) <= 1, "workspace is null");
+    decode_attention_fwd(a, pointer<void>(y), pointer<float>(workspace), pointer<void>(stream));
+}
+
 }  // namespace
 
 void add_ops(py::module_& m) {
@@ -180,6 +191,45 @@ void add_ops(py::module_& m) {
         },
         py::arg("values"), py::arg("count"), py::arg("targets"), py::arg("ignore_index"), py::arg("rows"),
         py::arg("denominator"), py::arg("mean"), py::arg("stream"));
+    m.def(
+        "cuda_decode_attention_splits",
+        [](int64_t B, int64_t S, int64_t H, int64_t K, int64_t D, int dtype) {
+            require(K >= 1, "K must be at least 1");
+            return decode_attention_splits(B, S, H, K, D, dtype_of(dtype));
+        },
+        py::arg("B"), py::arg("S"), py::arg("H"), py::arg("K"), py::arg("D"), py::arg("dtype"));
+    m.def("cuda_decode_attention_fwd", &decode_attention_fwd_from, py::arg("q"), py::arg("q_strides"), py::arg("k"),
+          py::arg("k_strides"), py::arg("v"), py::arg("v_strides"), py::arg("dtype"), py::arg("lengths"), py::arg("y"),
+          py::arg("scale"), py::arg("sizes"), py::arg("workspace"), py::arg("stream"));
+    m.def(
+        "cuda_adamw_",
+        [](const Addresses& params, const Addresses& grads, const Addresses& exp_avgs, const Addresses& exp_avg_sqs,
+           const std::vector<int64_t>& sizes, const std::vector<int>& param_dtypes, const std::vector<int>& grad_dtypes,
+           const std::vector<int>& moment_dtypes, int64_t step, double lr, double beta1, double beta2, double eps,
+           double weight_decay, double grad_scale, uintptr_t stream) {
+            const auto tensors =
+                adamw_tensors_of(params, grads, exp_avgs, exp_avg_sqs, sizes, param_dtypes, grad_dtypes, moment_dtypes);
+            adamw_({tensors.data(), static_cast<int64_t>(tensors.size()), step, lr, beta1, beta2, eps, weight_decay,
+                    grad_scale},
+                   pointer<void>(stream));
+        },
+        py::arg("params"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("sizes"),
+        py::arg("param_dtypes"), py::arg("grad_dtypes"), py::arg("moment_dtypes"), py::arg("step"), py::arg("lr"),
+        py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("grad_scale"),
+        py::arg("stream"));
+    m.def("cuda_clip_grad_norm_workspace", &clip_grad_norm_workspace, py::arg("sizes"));
+    m.def(
+        "cuda_clip_grad_norm_",
+        [](const Addresses& grads, const std::vector<int64_t>& sizes, const std::vector<int>& dtypes, double max_norm,
+           uintptr_t norm, uintptr_t workspace, uintptr_t stream) {
+            const auto tensors = grad_tensors_of(grads, sizes, dtypes);
+            require(norm != 0, "norm is null");
+            require(workspace != 0 || clip_grad_norm_workspace(sizes) == 0, "workspace is null");
+            clip_grad_norm_({tensors.data(), static_cast<int64_t>(tensors.size()), max_norm, pointer<float>(norm)},
+                            pointer<float>(workspace), pointer<void>(stream));
+        },
+        py::arg("grads"), py::arg("sizes"), py::arg("dtypes"), py::arg("max_norm"), py::arg("norm"),
+        py::arg("workspace"), py::arg("stream"));
 }
 
 }  // namespace tinygpt::cuda

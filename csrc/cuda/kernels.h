@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "../ops.h"
 
@@ -57,5 +58,17 @@ struct Mean {
     float* mean;               // [1]
 };
 void cross_entropy_mean(const Mean& a, Stream stream);
+
+// head_dim 1 to 128; a.T is 1, a.kv_lengths the rows' lengths. Where there is more than one split, `workspace` holds
+// B * H * splits * (D + 2) floats.
+int64_t decode_attention_splits(int64_t B, int64_t S, int64_t H, int64_t K, int64_t D, DType dtype);
+void decode_attention_fwd(const Attention& a, void* y, float* workspace, Stream stream);
+
+// As many launches as there are tables of tensors: one, unless there are more than some 540.
+void adamw_(const AdamW& a, Stream stream);
+
+// `workspace` holds as many floats as clip_grad_norm_workspace says.
+int64_t clip_grad_norm_workspace(const std::vector<int64_t>& sizes);
+void clip_grad_norm_(const ClipGradNorm& a, float* workspace, Stream stream);
 
 }  // namespace tinygpt::cuda

@@ -106,19 +106,6 @@ __global__ void __launch_bounds__(kThreads) forward(LayerNormFwd a) {
     for (int64_t c = kHeld * kStep + lane * N; c < a.cols; c += kStep) put(c, row_at<T, N>(again, c));
 }
 
-// N numbers, in pieces of up to 16 bytes.
-template <int N>
-SIMT_DEVICE void put_floats(float* to, const Floats<N>& f) {
-    constexpr int each = N < 4 ? N : 4;
-#pragma unroll
-    for (int first = 0; first < N; first += each) {
-        simt::Vector<float, each> part;
-#pragma unroll
-        for (int i = 0; i < each; ++i) part.at[i] = f.at[first + i];
-        simt::store<float, each>(to + first, part);
-    }
-}
-
 template <class T, bool VECTORS, int HELD>
 __global__ void __launch_bounds__(kThreads, HELD == 1   ? 4
                                             : HELD == 2 ? 3
@@ -132,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, HELD == 1   ? 4
     float* far_weight = own + HELD * kStep;  // sums of the columns that registers do not hold
     float* far_bias = own + a.cols + HELD * kStep;
     for (int64_t c = thread * N; c < rest; c += kStep) {
-        put_floats<N>(far_weight + c, {});
-        put_floats<N>(far_bias + c, {});
+        store_floats<N>(far_weight + c, {});
+        store_floats<N>(far_bias + c, {});
     }
 
     Floats<N> dweight[HELD] = {}, dbias[HELD] = {};
@@ -173,8 +160,8 @@ __global__ void __launch_bounds__(kThreads, HELD == 1   ? 4
                 more_weight.at[i] += weight;
                 more_bias.at[i] += bias;
             });
-            put_floats<N>(far_weight + c, more_weight);
-            put_floats<N>(far_bias + c, more_bias);
+            store_floats<N>(far_weight + c, more_weight);
+            store_floats<N>(far_bias + c, more_bias);
         }
         along = simt::warp_sum(along);
         level = simt::warp_sum(level);
@@ -221,8 +208,8 @@ __global__ void __launch_bounds__(kThreads, HELD == 1   ? 4
     for (int k = 0; k < HELD; ++k) {
         const int64_t c = k * kStep + thread * N;
         if (c < a.cols) {
-            put_floats<N>(own + c, dweight[k]);
-            put_floats<N>(own + a.cols + c, dbias[k]);
+            store_floats<N>(own + c, dweight[k]);
+            store_floats<N>(own + a.cols + c, dbias[k]);
         }
     }
 }

@@ -52,10 +52,25 @@ SIMT_DEVICE Floats<N> parameters(const void* p, DType dtype, int64_t c) {
     return parameters_as<N>(static_cast<const simt::bfloat*>(p) + c);
 }
 
+template <int N, class P>
+SIMT_DEVICE void put_parameters_as(P* p, const Floats<N>& values) {
+    constexpr int most = 16 / static_cast<int>(sizeof(P)), each = N < most ? N : most;
+#pragma unroll
+    for (int first = 0; first < N; first += each) {
+        simt::Vector<P, each> part;
+#pragma unroll
+        for (int i = 0; i < each; ++i) part.at[i] = simt::from_float<P>(values.at[first + i]);
+        simt::store_global<P, each>(p + first, part);
+    }
+}
+template <int N>
+SIMT_DEVICE void put_parameters(void* p, DType dtype, int64_t c, const Floats<N>& values) {
+    if (dtype == DType::f32) put_parameters_as<N>(static_cast<float*>(p) + c, values);
+    if (dtype == DType::f16) put_parameters_as<N>(static_cast<simt::half*>(p) + c, values);
+    if (dtype == DType::bf16) put_parameters_as<N>(static_cast<simt::bfloat*>(p) + c, values);
+}
 SIMT_DEVICE void put_parameter(void* p, DType dtype, int64_t c, float value) {
-    if (dtype == DType::f32) static_cast<float*>(p)[c] = value;
-    if (dtype == DType::f16) static_cast<simt::half*>(p)[c] = simt::from_float<simt::half>(value);
-    if (dtype == DType::bf16) static_cast<simt::bfloat*>(p)[c] = simt::from_float<simt::bfloat>(value);
+    put_parameters<1>(p, dtype, c, {{value}});
 }
 
 // N neighbours in float32, as `parameters_as` reads them.
@@ -105,6 +120,6 @@ void launch_dealt(const char* name, void (*kernel)(Arguments, Deal, Parameters..
     simt::launch(name, kernel, grid, block, 0, stream, a, Deal{lanes, static_cast<int>(tiles)}, rest...);
 }
 
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+__host__ __device__ inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 }  // namespace tinygpt::cuda

@@ -3,7 +3,8 @@
 // alone.
 //
 // As in CUDA: threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_*_sync, atomicAdd, __global__,
-// __device__. From here: typed vectors of up to 16 bytes, shared memory, cp.async, ldmatrix, mma, launch.
+// __device__. From here: typed vectors of up to 16 bytes, shared memory, large arguments, cp.async, ldmatrix, mma,
+// launch.
 #pragma once
 
 #include <cstdint>
@@ -59,6 +60,23 @@ SIMT_DEVICE void store(T* to, const Vector<T, N>& v) {
     *reinterpret_cast<Vector<T, N>*>(to) = v;
 }
 
+// The same to global memory alone, and never taken apart: nvcc stores the elements of `store` one by one in some
+// kernels.
+template <class T, int N>
+SIMT_DEVICE void store_global(T* to, const Vector<T, N>& v) {
+    const auto* words = reinterpret_cast<const uint32_t*>(&v);
+    if constexpr (sizeof v == 16)
+        asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+                     "r"(words[1]), "r"(words[2]), "r"(words[3])
+                     : "memory");
+    else if constexpr (sizeof v == 8)
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+                     "r"(words[1])
+                     : "memory");
+    else
+        store<T, N>(to, v);
+}
+
 // 16 bytes from one place to another. Through load and store the compiler would often take them apart.
 SIMT_DEVICE void copy16(void* to, const void* from) { *static_cast<uint4*>(to) = *static_cast<const uint4*>(from); }
 
@@ -79,6 +97,16 @@ class SharedMemory {
   private:
     int used_ = 0;
 };
+
+// A large argument of a kernel, read where it lies: a plain one that is indexed may be copied for each thread.
+#define SIMT_ARGUMENT(name, ...) const __grid_constant__ __VA_ARGS__ name
+
+// Bytes that the arguments of a kernel may take together.
+#if CUDART_VERSION >= 12010
+constexpr int kArgumentBytes = 32764;
+#else
+constexpr int kArgumentBytes = 4096;
+#endif
 
 SIMT_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

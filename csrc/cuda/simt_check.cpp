@@ -4,9 +4,9 @@
 // unless something orders them: the same thread, a __syncthreads between them, or within a warp a __syncwarp. A shuffle
 // orders nothing. Between blocks only the end of a launch does. Atomics race with what is not atomic.
 //
-// An access must lie in a shared array of its block, on the thread's own stack, in constants of the program (reading),
-// or in what `watch` was told: the elements of tensors, exactly, by their strides; what several views cover is all
-// theirs.
+// An access must lie in a shared array of its block, on the thread's own stack, in the kernel's arguments or constants
+// of the program (reading), or in what `watch` was told: the elements of tensors, exactly, by their strides; what
+// several views cover is all theirs.
 
 #include <dlfcn.h>
 #include <link.h>
@@ -232,6 +232,8 @@ void check_access(const void* address, size_t bytes, bool write, bool atomic, co
     const Thread& thread = runtime.threads[runtime.running];
     const auto stack = reinterpret_cast<uintptr_t>(thread.stack);
     if (p >= stack && p < stack + kStack) return;
+    const auto arguments = reinterpret_cast<uintptr_t>(runtime.body.closure);
+    if (!write && p >= arguments && p + bytes <= arguments + runtime.body.bytes) return;
     const auto complain = [&](const std::string& what) {
         fail(runtime.running, place.file ? name_of(place) : line_of(pc), what);
     };

@@ -88,7 +88,8 @@ struct Product {
 void meet_mma(void* const* lanes, unsigned mask, Place place);
 
 struct Body {
-    const void* closure;
+    const void* closure;  // holds the arguments
+    size_t bytes;
     void (*run)(const void* closure);
 };
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body);
@@ -151,6 +152,11 @@ inline void store(T* to, const Vector<T, N>& v, host::Place place = host::Place:
     std::memcpy(to, &v, sizeof v);
 }
 
+template <class T, int N>
+inline void store_global(T* to, const Vector<T, N>& v, host::Place place = host::Place::here()) {
+    store<T, N>(to, v, place);
+}
+
 inline void copy16(void* to, const void* from, host::Place place = host::Place::here()) {
     store(static_cast<uint32_t*>(to), load<uint32_t, 4>(static_cast<const uint32_t*>(from), place), place);
 }
@@ -169,6 +175,9 @@ class SharedMemory {
   private:
     int used_ = 0;
 };
+
+#define SIMT_ARGUMENT(name, ...) const __VA_ARGS__& name
+constexpr int kArgumentBytes = 32764;
 
 inline void cp_async16(void* to, const void* from, bool valid = true, host::Place place = host::Place::here()) {
     host::cp_async(to, from, valid, place);
@@ -212,10 +221,11 @@ inline float exp2_fast(float x) { return std::exp2(x); }
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
             Arguments... arguments) {
-    const auto call = [&]() __attribute__((no_sanitize("thread"))) { kernel(static_cast<Parameters>(arguments)...); };
+    const auto call = [=]() __attribute__((no_sanitize("thread"))) { kernel(static_cast<Parameters>(arguments)...); };
     using Call = decltype(call);
-    host::launch(name, grid, block, shared_bytes,
-                 {&call, [](const void* p) __attribute__((no_sanitize("thread"))) { (*static_cast<Call*>(p))(); }});
+    host::launch(
+        name, grid, block, shared_bytes,
+        {&call, sizeof call, [](const void* p) __attribute__((no_sanitize("thread"))) { (*static_cast<Call*>(p))(); }});
 }
 
 }  // namespace simt

@@ -40,6 +40,7 @@ PYBIND11_MODULE(_simt, m) {
         py::arg("initialised"), py::arg("name"), "Mode `check` allows accesses to the elements of this view too.");
     m.def("counts", &simt::host::counts_json, "What mode `count` has counted so far, by kernel, as JSON.");
     m.def("forget_counts", &simt::host::forget_counts, "Count from nothing again.");
+    m.def("launches", [] { return simt::host::runtime.launch; }, "How many kernels have been launched.");
     m.def("watch_nothing", &simt::host::watch_nothing, "Forget every view.");
     tinygpt::cuda::add_ops(m);
     add_wrappers(m);

@@ -295,6 +295,50 @@ def cuda_attention_bwd(
     workspace: int,
     stream: int,
 ) -> None: ...
+def cuda_decode_attention_splits(B: int, S: int, H: int, K: int, D: int, dtype: int) -> int: ...
+def cuda_decode_attention_fwd(
+    q: int,
+    q_strides: tuple[int, ...],
+    k: int,
+    k_strides: tuple[int, ...],
+    v: int,
+    v_strides: tuple[int, ...],
+    dtype: int,
+    lengths: int,
+    y: int,
+    scale: float,
+    sizes: tuple[int, int, int, int, int, int],
+    workspace: int,
+    stream: int,
+) -> None: ...
+def cuda_adamw_(
+    params: list[int],
+    grads: list[int],
+    exp_avgs: list[int],
+    exp_avg_sqs: list[int],
+    sizes: list[int],
+    param_dtypes: list[int],
+    grad_dtypes: list[int],
+    moment_dtypes: list[int],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    grad_scale: float,
+    stream: int,
+) -> None: ...
+def cuda_clip_grad_norm_workspace(sizes: list[int]) -> int: ...
+def cuda_clip_grad_norm_(
+    grads: list[int],
+    sizes: list[int],
+    dtypes: list[int],
+    max_norm: float,
+    norm: int,
+    workspace: int,
+    stream: int,
+) -> None: ...
 def cuda_layer_norm_fwd(
     x: int,
     x_stride: int,

@@ -67,7 +67,7 @@ class Simulation:
         short: which tensor lacks its last element: (the launch's place in `taken`, the tensor's among its arguments).
         unwritten: which tensor counts as never written.
         launches: names of the functions that were called.
-        taken: for each launch, which of its tensors are written.
+        taken: for each launch, which of its tensors are read (of those that hold anything).
     """
 
     def __init__(self, simt):
@@ -77,13 +77,17 @@ class Simulation:
         self.launches, self.taken = [], []
 
     def read(self, x):
-        if x is not None:
-            self._views.append((x.detach(), False))
-        return 0 if x is None else x.data_ptr()
+        return self._given(x, True, False)
 
     def written(self, x):
+        return self._given(x, False, True)
+
+    def updated(self, x):
+        return self._given(x, True, True)
+
+    def _given(self, x, reads, writes):
         if x is not None:
-            self._views.append((x.detach(), True))
+            self._views.append((x.detach(), reads, writes))
         return 0 if x is None else x.data_ptr()
 
     def fresh(self, *shape, dtype, device):
@@ -91,7 +95,7 @@ class Simulation:
 
     def __getattr__(self, name):
         function = getattr(self._simt, name)
-        if not name.endswith(("_fwd", "_bwd", "_mean")):
+        if "stream: " not in (function.__doc__ or ""):  # its arguments, as pybind11 lists them: it launches nothing
             return function
 
         def launch(*args):
@@ -99,12 +103,13 @@ class Simulation:
             views, self._views = self._views, []
             short, unwritten = (where[1] if where and where[0] == len(self.taken) else None
                                 for where in (self.short, self.unwritten))  # fmt: skip
-            self.taken.append([writable for _, writable in views])
-            for i, (x, writable) in enumerate(views):
+            views = [view for view in views if view[0].numel()]
+            self.taken.append([reads for _, reads, _ in views])
+            for i, (x, reads, writes) in enumerate(views):
                 flat = [list(x.shape), list(x.stride())]
-                if i == short and x.numel():
+                if i == short:
                     flat = [[x.numel() - 1], [1]] if x.is_contiguous() else flat
-                self._simt.watch(x.data_ptr(), *flat, x.element_size(), writable, not writable and i != unwritten,
+                self._simt.watch(x.data_ptr(), *flat, x.element_size(), writes, reads and i != unwritten,
                                  f"tensor {i}")  # fmt: skip
             self.launches.append(name)
             return function(*args)
@@ -116,10 +121,11 @@ class Simulation:
 def simulated(simt, mode, seed=0):
     """Launchers of backend `cuda` take CPU tensors and run in this mode; yields the Simulation."""
     simulation = Simulation(simt)
-    names = ("module", "read", "written", "fresh", "stream", "on_device")
+    names = ("module", "read", "written", "updated", "fresh", "stream", "on_device")
     before = {name: getattr(common, name) for name in names}
-    common.module, common.read, common.written = simulation, simulation.read, simulation.written
-    common.fresh, common.stream, common.on_device = simulation.fresh, lambda x: 0, lambda x: nullcontext()
+    common.module, common.fresh, common.stream = simulation, simulation.fresh, lambda x: 0
+    common.read, common.written, common.updated = simulation.read, simulation.written, simulation.updated
+    common.on_device = lambda x: nullcontext()
     simt.mode(mode, seed)
     try:
         yield simulation
@@ -131,9 +137,9 @@ def simulated(simt, mode, seed=0):
 
 
 def run_on(name):
-    """The op `name` as the kernels of backend `cuda` serve it, under autograd, with the op's own signature."""
+    """The op `name` as the kernels of backend `cuda` serve it, under autograd if differentiable, with the op's own signature."""
     op, impl = all_ops()[name], dispatch.impls[name, "cuda"]
-    function = autograd.eager(op, impl, True)
+    function = autograd.eager(op, impl, impl.bwd is not None)
     return lambda *args, **kwargs: function(*op.flatten(*args, **kwargs))
 
 

@@ -87,6 +87,53 @@ def test_a_graph_captures_forward_and_backward_with_what_pytorch_does_between(op
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+NUMBERS = {"step": 5, "lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("count", [3, 150, 700])  # a small table, a large one, and several
+def test_a_graph_captures_an_optimizer_step(count):
+    shapes = [(300, 257), (1,), (0,), *[(48,)] * (count - 3)]
+    generator = torch.Generator("cuda").manual_seed(0)
+    ours = [[torch.randn(s, device="cuda", generator=generator) for s in shapes] for _ in range(3)]
+    ours.append([m.square() for m in ours[2]])
+    theirs, others = ([[t.clone() for t in tensors] for tensors in ours] for _ in range(2))
+
+    def step(backend, lists):
+        norm = ops.clip_grad_norm_.on(backend)(lists[1], 1.0)
+        ops.adamw_.on(backend)(*lists, **NUMBERS)
+        return norm
+
+    step("cuda", others)  # loads the kernels, which a capture may not
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm = step("cuda", ours)
+    for scale in (1.0, 0.0, 3.0):
+        for mine, other in zip(ours[1], theirs[1], strict=True):
+            mine.copy_(other.normal_(generator=generator).mul_(scale))
+        graph.replay()
+        torch.testing.assert_close(norm, step("reference", theirs), rtol=1e-5, atol=0)
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_captures_decoding_and_replays_it_for_other_lengths():
+    q, k, v = (
+        torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in ((3, 8, 64), (3, 1000, 2, 64), (3, 1000, 2, 64))
+    )
+    lengths = torch.tensor([1000, 1, 0], device="cuda")
+    decode = ops.decode_attention.on("cuda")
+    decode(q, k, v, lengths)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = decode(q, k, v, lengths)
+    for values in ([1000, 1, 0], [17, 1000, 64], [65, 2, 999]):
+        lengths.copy_(torch.tensor(values))
+        graph.replay()
+        torch.testing.assert_close(y, ops.decode_attention.on("reference")(q, k, v, lengths), rtol=2e-2, atol=1e-2)
+
+
 def test_another_device_than_the_current_one():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

@@ -7,6 +7,8 @@ import os
 import torch  # before the module: it brings the OpenMP runtime that the module then shares
 from torch import Tensor
 
+from ..lists import Checked
+
 try:
     from .. import _C
 
@@ -79,6 +81,11 @@ def address(x: Tensor | None) -> int:
 def code(x: Tensor | None) -> int:
     """The module's number for a tensor's dtype."""
     return 0 if x is None else CODES[x.dtype]
+
+
+def codes(checked: Checked) -> list[list[int]]:
+    """The module's numbers for the dtypes of lists of tensors."""
+    return [[CODES[dtype] for dtype in dtypes] for dtypes in checked.dtypes]
 
 
 def fits(op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..dispatch import Impl, register
+from .. import lists
+from ..lists import AdamW, Checked
 from .common import FUSION, INTERPRETING, on_device
 
 BLOCK = 65536 if INTERPRETING else 2048
@@ -203,72 +204,23 @@ def _groups(*lists: Sequence[Tensor]) -> list[list[list[Tensor]]]:
     return list(found.values())
 
 
-def _dense(lists: Sequence[Sequence[Tensor]]) -> bool:
-    return all(t.is_contiguous() for tensors in lists for t in tensors)
-
-
-@torch.library.custom_op("tinygpt_kernels::adamw_triton", mutates_args=("params", "exp_avgs", "exp_avg_sqs"))
-def _adamw_operator(
-    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-    step: int, lr: float, betas: Sequence[float], eps: float, weight_decay: float, grad_scale: float,
-) -> None:  # fmt: skip
-    adamw_(params, grads, exp_avgs, exp_avg_sqs, step, lr, (betas[0], betas[1]), eps, weight_decay, grad_scale)
-
-
-@torch.library.custom_op("tinygpt_kernels::clip_grad_norm_triton", mutates_args=("grads",))
-def _clip_operator(grads: Sequence[Tensor], max_norm: float) -> Tensor:
-    return clip_grad_norm_(grads, max_norm).clone()  # an operator may not return a view
-
-
-_clip_operator.register_fake(lambda grads, max_norm: grads[0].new_empty((), dtype=torch.float32))
-
-
-@torch.no_grad()
-def adamw_(
-    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-    step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, grad_scale: float,
-) -> None:  # fmt: skip
-    """ops.adamw_; see there."""
-    if torch.compiler.is_compiling():  # addresses cannot be traced; the operator is one node of the graph
-        _adamw_operator(params, grads, exp_avgs, exp_avg_sqs, step, lr, betas, eps, weight_decay, grad_scale)
-        return
-    lists = (params, grads, exp_avgs, exp_avg_sqs)
-    if not _dense(lists):
-        p, g, m, v = packed = [[t.contiguous() for t in tensors] for tensors in lists]
-        adamw_(p, g, m, v, step, lr, betas, eps, weight_decay, grad_scale)
-        for tensors, copies in zip(lists, packed, strict=True):
-            for t, copy in zip(tensors, copies, strict=True):
-                if t is not copy:
-                    t.copy_(copy)
-        return
-    for group in _groups(*lists):
+def _adamw_step(checked: Checked, numbers: AdamW) -> None:
+    step, _, betas, *_ = numbers
+    for group in _groups(*checked.lists):
         table, aligned, programs = _table(group)
         with on_device(table):
             _adamw_kernel[(programs,)](
-                table, programs, lr, betas[0], betas[1], eps, weight_decay, grad_scale,
-                1 - betas[0] ** step, 1 - betas[1] ** step,
+                table, programs, *numbers.flat[1:], 1 - betas[0] ** step, 1 - betas[1] ** step,
                 PARAM=_DTYPES[group[0][0].dtype], GRAD=_DTYPES[group[1][0].dtype], MOMENT=_DTYPES[group[2][0].dtype],
                 ALIGNED=aligned, BLOCK=BLOCK, num_warps=4, **FUSION,
             )  # fmt: skip
 
 
-@torch.no_grad()
-def clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
-    """ops.clip_grad_norm_; see there."""
-    if torch.compiler.is_compiling():
-        found: Tensor = _clip_operator(grads, max_norm)
-        return found
-    device = grads[0].device
-    if not _dense([grads]):
-        packed = [g.contiguous() for g in grads]
-        norm = clip_grad_norm_(packed, max_norm)
-        for g, copy in zip(grads, packed, strict=True):
-            if g is not copy:
-                g.copy_(copy)
-        return norm
-    norm, factor = torch.empty(2, dtype=torch.float32, device=device).unbind()
+def _clip(checked: Checked, max_norm: float) -> Tensor:
+    grads = checked.lists[0]
+    norm, factor = (torch.empty((), dtype=torch.float32, device=grads[0].device) for _ in range(2))
     tables = [(*_table(group), _DTYPES[group[0][0].dtype]) for group in _groups(grads)]
-    parts = torch.empty(sum(programs for _, _, programs, _ in tables), dtype=torch.float32, device=device)
+    parts = torch.empty(sum(programs for _, _, programs, _ in tables), dtype=torch.float32, device=norm.device)
     with on_device(grads[0]):
         done = 0
         for table, aligned, programs, dtype in tables:
@@ -284,10 +236,11 @@ def clip_grad_norm_(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
-for _name, _fwd in (("adamw_", adamw_), ("clip_grad_norm_", clip_grad_norm_)):
-    register(
-        Impl(
-            _name, "triton", call=_fwd, devices=("cuda", "cpu"),
-            dtypes=(torch.float32, torch.float16, torch.bfloat16), min_sm=80,
-        )
-    )  # fmt: skip
+adamw_, clip_grad_norm_ = lists.register(
+    "triton",
+    _adamw_step,
+    _clip,
+    devices=("cuda", "cpu"),
+    dtypes=(torch.float32, torch.float16, torch.bfloat16),
+    min_sm=80,
+)

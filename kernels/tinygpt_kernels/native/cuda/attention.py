@@ -33,10 +33,11 @@ def attention_fwd(
     q, k, v = _rows(q), _rows(k), _rows(v)
     B, T, H, D = q.shape
     y, lse = _results(q, (B, T, H, D), out)
+    lengths, seed = _lengths(kv_lengths, q), _seed(seed, dropout_p, q)  # copies must live until the launch
     with common.on_device(q):
         common.module.cuda_attention_fwd(
             common.read(q), q.stride(), common.read(k), k.stride(), common.read(v), v.stride(), CODES[q.dtype],
-            common.read(_lengths(kv_lengths, q)), common.read(_seed(seed, dropout_p, q)), common.written(y), common.written(lse),
+            common.read(lengths), common.read(seed), common.written(y), common.written(lse),
             causal, _scale(scale, D), dropout_p, (B, T, k.shape[1], H, k.shape[2], D), common.stream(q),
         )  # fmt: skip
     return y, lse
@@ -67,11 +68,12 @@ def attention_bwd(
         )
     else:
         dq, dk, dv = (_gradient(buffer, like) for buffer, like in zip(out[:3], (q, k, v), strict=True))
+    lengths, seed = _lengths(kv_lengths, q), _seed(seed, dropout_p, q)
     workspace = _workspace(B, H, T, q)
     with common.on_device(q):
         common.module.cuda_attention_bwd(
             common.read(dy), dy.stride(), common.read(q), q.stride(), common.read(k), k.stride(), common.read(v), v.stride(),
-            CODES[q.dtype], common.read(_lengths(kv_lengths, q)), common.read(_seed(seed, dropout_p, q)),
+            CODES[q.dtype], common.read(lengths), common.read(seed),
             common.read(y), y.stride(), common.read(lse),
             common.written(dq), _NOWHERE if dq is None else dq.stride(), common.written(dk), _NOWHERE if dk is None else dk.stride(),
             common.written(dv), _NOWHERE if dv is None else dv.stride(), causal, _scale(scale, D), dropout_p,
@@ -88,11 +90,12 @@ def attention_qkv_fwd(
     qkv = _rows(qkv)
     B, T, _, D = qkv.shape
     y, lse = _results(qkv, (B, T, heads, D), out)
+    lengths, seed = _lengths(kv_lengths, qkv), _seed(seed, dropout_p, qkv)
     strides, q, head = qkv.stride(), common.read(qkv), qkv.stride(2) * qkv.element_size()
     with common.on_device(qkv):
         common.module.cuda_attention_fwd(
             q, strides, q + heads * head, strides, q + (heads + kv_heads) * head, strides, CODES[qkv.dtype],
-            common.read(_lengths(kv_lengths, qkv)), common.read(_seed(seed, dropout_p, qkv)), common.written(y), common.written(lse),
+            common.read(lengths), common.read(seed), common.written(y), common.written(lse),
             causal, _scale(scale, D), dropout_p, (B, T, T, heads, kv_heads, D), common.stream(qkv),
         )  # fmt: skip
     return y, lse
@@ -113,11 +116,12 @@ def attention_qkv_bwd(
         _gradient(dqkv := out[0], qkv)
     strides, q, head = qkv.stride(), common.read(qkv), qkv.stride(2) * qkv.element_size()
     grad_strides, dq, grad_head = dqkv.stride(), common.written(dqkv), dqkv.stride(2) * dqkv.element_size()
+    lengths, seed = _lengths(kv_lengths, qkv), _seed(seed, dropout_p, qkv)
     workspace = _workspace(B, heads, T, qkv)
     with common.on_device(qkv):
         common.module.cuda_attention_bwd(
             common.read(dy), dy.stride(), q, strides, q + heads * head, strides, q + (heads + kv_heads) * head, strides,
-            CODES[qkv.dtype], common.read(_lengths(kv_lengths, qkv)), common.read(_seed(seed, dropout_p, qkv)),
+            CODES[qkv.dtype], common.read(lengths), common.read(seed),
             common.read(y), y.stride(), common.read(lse),
             dq, grad_strides, dq + heads * grad_head, grad_strides, dq + (heads + kv_heads) * grad_head, grad_strides,
             causal, _scale(scale, D), dropout_p, (B, T, T, heads, kv_heads, D), common.written(workspace), common.stream(qkv),

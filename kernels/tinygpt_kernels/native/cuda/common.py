@@ -1,7 +1,7 @@
 """What every launcher needs: the module with the kernels, addresses, fresh memory, the stream.
 
-Everything a kernel is given passes through `module`, `read`, `written`, `fresh` and `stream`, looked up here at each call: where
-the kernels are simulated on a CPU, these are what is replaced (tests/cuda).
+Everything a kernel is given passes through `module`, `read`, `written`, `updated`, `fresh` and `stream`, looked up here at each
+call: where the kernels are simulated on a CPU, these are what is replaced (tests/cuda).
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ def read(x: Tensor | None) -> int:
 def written(x: Tensor | None) -> int:
     """The address of a tensor that a kernel writes, and may read again."""
     return 0 if x is None else x.data_ptr()
+
+
+def updated(x: Tensor) -> int:
+    """The address of a tensor that a kernel reads and then writes."""
+    return x.data_ptr()
 
 
 def fresh(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
