@@ -118,8 +118,9 @@ def test_rows_apart_and_overlapping_are_read_in_place(checked):
     dense, targets = torch.randn(17, 129), torch.randint(129, (17,))
     loss, lse = forward(dense, targets)
     gradient = backward(dense, targets, lse)
-    apart = torch.full((17, 140), NAN)[:, 7:136].copy_(dense)
-    for logits in (apart, dense.T.contiguous().T):
+    # The second's rows are as far from each other as the gradient's, in vectors, but begin elsewhere between two boundaries.
+    apart, askew = (torch.full((17, width), NAN)[:, 7:136].copy_(dense) for width in (140, 137))
+    for logits in (apart, askew, dense.T.contiguous().T):
         found, found_lse = forward(logits, targets)
         torch.testing.assert_close(found, loss)
         torch.testing.assert_close(found_lse, lse)
