@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -134,6 +135,22 @@ def simulated(simt, mode, seed=0):
             setattr(common, name, value)
         simt.mode("fast")
         simt.switch_off([])
+
+
+@contextmanager
+def serving_the_cpu():
+    """Backend `cuda` is there and takes CPU tensors, as a spec names it: for whole models, inside `simulated`."""
+    dispatch.load_backend("cuda")
+    impls, backend = dict(dispatch.impls), dispatch.backends["cuda"]
+    for key, impl in impls.items():
+        if impl.backend == "cuda":
+            dispatch.impls[key] = replace(impl, devices=("cpu",))
+    dispatch.backends["cuda"] = replace(backend, unavailable=lambda device_type: None)
+    try:
+        yield
+    finally:
+        dispatch.impls.update(impls)
+        dispatch.backends["cuda"] = backend
 
 
 def run_on(name):
