@@ -3,6 +3,7 @@
 
 #include <cstdarg>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <random>
 #include <string>
@@ -63,6 +64,8 @@ struct Runtime {
     int running = -1;                            // thread; -1 outside of kernels
     Body body{};
     std::string failure;
+    // Where there is one, it runs the launches: for grid, block and bytes of shared memory look above.
+    std::function<void()> elsewhere;
 };
 
 extern Runtime runtime;
