@@ -42,9 +42,8 @@ def compiled(source, architecture, csrc=ROOT / "csrc"):
     Raises:
         PtxError: nvcc refuses it.
     """
-    read = sorted(
-        p for p in (*csrc.glob("*.h"), *(csrc / "cuda").iterdir(), *WRAPPERS.parent.glob("*.h")) if p.suffix != ".cpp"
-    )
+    folders = (csrc, csrc / "cuda", source.parent)
+    read = sorted({p for folder in folders for p in (*folder.glob("*.h"), *folder.glob("*.cuh"))})
     key = hashlib.sha256(f"{_version()} {FLAGS} {architecture} {source.name}".encode())
     for path in (*read, source):
         key.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -95,7 +94,11 @@ def library(architecture):
             new = named(text)
             assert not (twice := found.keys() & new.keys()), f"more than one file has {twice}"
             found |= new
-    return found
+    # What both architectures have alike is parsed once.
+    return {name: _known.setdefault((kernel.name, kernel.body), kernel) for name, kernel in found.items()}
+
+
+_known = {}
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import arithmetic, transfer, warp
+from . import choices, floats, integers, rules, transfer, warp  # noqa: F401 (the rules of the first three)
 from .memory import Fault, Region, owned
 from .numbers import TYPES, unsigned
 from .parse import Address, PtxError
@@ -16,7 +16,6 @@ from .parse import Address, PtxError
 WARP = 32
 MOST_THREADS = 8192  # abreast; more blocks than that run one lot after the other
 MOST_STEPS = 100_000  # of straight-line code: more is taken for a loop without end
-DIMENSIONS = "xyz"
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,17 @@ class Threads:
         within, self.block = np.arange(self.n) % self.pitch, np.arange(self.n) // self.pitch
         self.within, self.numbers = within, np.asarray(blocks)[self.block]
         self.r = [
-            np.full(1, 0xFF, np.uint8).repeat(8).view(t)[:1].copy() if t != bool else np.zeros(1, bool)
+            np.zeros(1, t) if t.kind == "b" else np.full(8, 0xFF, np.uint8).view(t)[:1]  # nobody has written it
             for t in program.types
         ]
         self.special = {"laneid": within % WARP, "warpid": within // WARP}
         x, y, _ = launch.block
         gx, gy, _ = launch.grid
-        self.special |= zip(("tid.x", "tid.y", "tid.z"), (within % x, within // x % y, within // (x * y)))
-        self.special |= zip(
-            ("ctaid.x", "ctaid.y", "ctaid.z"), (self.numbers % gx, self.numbers // gx % gy, self.numbers // (gx * gy))
-        )
-        for i, d in enumerate(DIMENSIONS):
-            self.special |= {f"ntid.{d}": np.array([launch.block[i]]), f"nctaid.{d}": np.array([launch.grid[i]])}
+        thread = within % x, within // x % y, within // (x * y)
+        block = self.numbers % gx, self.numbers // gx % gy, self.numbers // (gx * gy)
+        for i, d in enumerate("xyz"):
+            self.special |= {f"tid.{d}": thread[i], f"ntid.{d}": np.array([launch.block[i]])}
+            self.special |= {f"ctaid.{d}": block[i], f"nctaid.{d}": np.array([launch.grid[i]])}
         one = np.uint64(1) << (within % WARP).astype(np.uint64)
         full, one_more = np.uint64(0xFFFFFFFF), one << np.uint64(1)
         self.special |= {"lanemask_eq": one, "lanemask_lt": one - np.uint64(1), "lanemask_le": one_more - np.uint64(1),
@@ -152,7 +150,7 @@ class Program:
             bits = int(operand.rstrip("U"), 0) & (1 << 8 * type.itemsize) - 1
         except ValueError:
             raise PtxError(f"`{operand}` is not known") from None
-        return np.array([bits], unsigned(type.itemsize)).view(type) if type != bool else np.array([bits != 0])
+        return np.array([bits], unsigned(type.itemsize)).view(type) if type.kind != "b" else np.array([bits != 0])
 
     def writer(self, operand):
         """A function (state, values) that sets a register of the threads that take part."""
@@ -205,7 +203,7 @@ class Program:
         for build in (transfer.build, warp.build):
             if step := build(self, instruction):
                 return step
-        if not (found := arithmetic.find(instruction.opcode)):
+        if not (found := rules.find(instruction.opcode)):
             raise PtxError(f"the opcode {instruction.opcode} is not known")
         to, types, function = found
         target, *sources = instruction.operands
@@ -270,7 +268,8 @@ def _run(s, program, launch):
     def told(lane, text):
         x, y, _ = launch.grid
         block = int(s.numbers[lane])
-        return f"block ({block % x}, {block // x % y}, {block // (x * y)}), thread {int(s.within[lane])}: {program.where(number)}: {text}"
+        who = f"block ({block % x}, {block // x % y}, {block // (x * y)}), thread {int(s.within[lane])}"
+        return f"{who}: {program.where(number)}: {text}"
 
     for _ in range(MOST_STEPS):
         ready = ~held & (at < end)

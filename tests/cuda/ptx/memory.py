@@ -72,7 +72,7 @@ class Global:
         """One for each stretch of memory that views share, sorted."""
         if self._regions is None:
             spans = sorted(
-                (a, a + (sum((n - 1) * s for n, s in zip(sizes, strides)) + 1) * item)
+                (a, a + (sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) + 1) * item)
                 for a, sizes, strides, item, _ in self.views
             )
             merged = []

@@ -60,7 +60,9 @@ def meet(s, mask):
 
 
 def whole(s):
-    """The numbers of the warps that take part, with all their lanes."""
+    """An index of the warps that take part, with all their lanes."""
+    if s.mask is None:
+        return slice(None)
     here = taking_part(s)
     some, every = here.any(1), here.all(1)
     if (some & ~every).any():
@@ -73,7 +75,7 @@ def _number(s, wrong):
 
 
 def by_warps(s, values):
-    return np.broadcast_to(values, s.n).reshape(-1, WARP)
+    return (values if len(values) == s.n else values.repeat(s.n)).reshape(-1, WARP)
 
 
 # ------------------------------------------------------------------------------------------------- shuffles and votes
@@ -175,20 +177,21 @@ def _product(program, match, d, a, b, c):
     read_a, read_b = ([program.reader(x, "b32") for x in fragment] for fragment in (a, b))
     read_c = [program.reader(x, "f32") for x in c]
 
-    def numbers(s, read, warps):  # [warps, lanes, 2]: a register holds two, the first in its lower half
-        halves = np.ascontiguousarray(by_warps(s, read(s))[warps])[..., None].view(np.uint16)
-        return bfloat_to_float(halves) if match["t"] == "bf16" else halves.view(np.float16).astype(np.float32)
+    def matrices(s, warps, reads, shape, rows, columns):
+        """[warps, *shape]; rows and columns are those of [registers, lanes, 2]: the first of two is in the lower half."""
+        halves = np.stack([by_warps(s, read(s))[warps] for read in reads], 1)[..., None].view(np.uint16)
+        found = np.empty((len(halves), *shape), np.float32)
+        found[:, rows, columns] = bfloat_to_float(halves) if match["t"] == "bf16" else halves.view(np.float16)
+        return found
 
-    two = np.arange(2)
+    register, group, member, two = np.arange(4)[:, None, None], GROUP[:, None], MEMBER[:, None], np.arange(2)
+    place_a = group + register % 2 * 8 + 0 * two, 2 * member + two + register // 2 * 8
+    place_b = 2 * member + two + register * 8, group + 0 * register + 0 * two
+    place_a, place_b = [x[: len(a)] for x in place_a], [x[: len(b)] for x in place_b]
 
     def step(s):
         warps = whole(s)
-        left, right = np.empty((len(warps), 16, k), np.float32), np.empty((len(warps), k, 8), np.float32)
-        for i, read in enumerate(read_a):
-            left[:, GROUP[:, None] + i % 2 * 8, MEMBER[:, None] * 2 + two + i // 2 * 8] = numbers(s, read, warps)
-        for i, read in enumerate(read_b):
-            right[:, MEMBER[:, None] * 2 + two + i * 8, GROUP[:, None]] = numbers(s, read, warps)
-        product = left @ right
+        product = matrices(s, warps, read_a, (16, k), *place_a) @ matrices(s, warps, read_b, (k, 8), *place_b)
         found = [
             product[:, GROUP + i // 2 * 8, MEMBER * 2 + i % 2] + by_warps(s, read(s))[warps]
             for i, read in enumerate(read_c)
