@@ -8,7 +8,11 @@ from fractions import Fraction
 import numpy as np
 from ptx import machine, memory, parse
 
-BITS = {"pred": 8, "bf16": 16} | {f"{k}{b}": b for k in "usb" for b in (8, 16, 32, 64)} | {f"f{b}": b for b in (16, 32, 64)}
+BITS = (
+    {"pred": 8, "bf16": 16}
+    | {f"{k}{b}": b for k in "usb" for b in (8, 16, 32, 64)}
+    | {f"f{b}": b for b in (16, 32, 64)}
+)
 # precision in bits, smallest exponent of a normal number (of 1.x times 2 to it), largest
 FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
 PACKED = {"f16": "e", "f32": "f", "f64": "d"}
@@ -43,12 +47,16 @@ def rounded(x, type, mode="rn"):
     exponent -= size < Fraction(2) ** exponent
     unit = Fraction(2) ** (max(exponent, least) - precision + 1)
     steps, rest = divmod(size, unit)
-    up = {"rn": rest * 2 > unit or (rest * 2 == unit and steps % 2), "rz": False, "rm": rest and x < 0, "rp": rest and x > 0}[mode]
-    found = (steps + bool(up)) * unit
-    if found >= Fraction(2) ** (most + 1):
-        towards_zero = mode == "rz" or mode == ("rm" if x > 0 else "rp")
-        return math.copysign(float(Fraction(2) ** (most + 1) - unit) if towards_zero else INF, x)
-    return math.copysign(float(found), x)
+    up = {
+        "rn": rest * 2 > unit or (rest * 2 == unit and steps % 2),
+        "rz": False,
+        "rm": rest and x < 0,
+        "rp": rest and x > 0,
+    }[mode]
+    found, greatest = (steps + bool(up)) * unit, (2 - Fraction(2) ** (1 - precision)) * Fraction(2) ** most
+    if found > greatest:
+        found = greatest if mode == "rz" or mode == ("rm" if x > 0 else "rp") else INF
+    return float(found) if x > 0 else -float(found)
 
 
 def edges(type, seed=0):
@@ -57,15 +65,68 @@ def edges(type, seed=0):
     if type == "pred":
         return [False, True]
     if type in FORMATS:
-        found = [0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, 3.0, 126.7, -300.25, INF, -INF, NAN, 2.0**-14, 2.0**-24, 1e-5, 65504.0]
+        found = [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            0.5,
+            1.5,
+            2.5,
+            -2.5,
+            3.0,
+            126.7,
+            -300.25,
+            INF,
+            -INF,
+            NAN,
+            2.0**-14,
+            2.0**-24,
+            1e-5,
+            65504.0,
+        ]
         if type != "f16":
-            found += [2.0**-126, 2.0**-133, -3e-39, 3.3e38, 2.0**31, 1e10, 65519.0, 65520.0, 1.0009765625, 0.1, -7e-3, 2.0**63]
+            found += [
+                2.0**-126,
+                2.0**-133,
+                -3e-39,
+                3.3e38,
+                2.0**31,
+                1e10,
+                65519.0,
+                65520.0,
+                1.0009765625,
+                0.1,
+                -7e-3,
+                2.0**63,
+            ]
         found += [draw.uniform(-4, 4) * 2.0 ** draw.randint(-8, 8) for _ in range(8)]
         if type == "f64":
             found += [1 + 2.0**-24, 1 + 2.0**-24 + 2.0**-50, 1e300, 1e-300, 2.0**-149, 2.0**-150]
         return [value_of(bits_of(x, type), type) for x in found]
     bits = BITS[type]
-    found = [0, 1, 2, 3, 5, 7, 8, 31, 32, 33, 63, 64, 127, 255, -1, -2, -7, 1 << bits - 1, (1 << bits - 1) - 1, (1 << bits - 1) + 1]
+    found = [
+        0,
+        1,
+        2,
+        3,
+        5,
+        7,
+        8,
+        31,
+        32,
+        33,
+        63,
+        64,
+        127,
+        255,
+        -1,
+        -2,
+        -7,
+        1 << bits - 1,
+        (1 << bits - 1) - 1,
+        (1 << bits - 1) + 1,
+    ]
     found += [draw.getrandbits(bits) for _ in range(6)]
     return [value_of(x & (1 << bits) - 1, type) for x in found]
 
@@ -91,7 +152,9 @@ def run(body, arrays, *, threads=32, blocks=1, arguments=(), declarations="", sh
     space = memory.Global()
     for a in arrays:
         space.add(a.ctypes.data, [a.nbytes], [1], 1, True)
-    parameters = ",\n".join([f".param .u64 p{i}" for i in range(len(arrays))] + [f".param .align 16 .b8 more[{len(a)}]" for a in arguments])
+    parameters = ",\n".join(
+        [f".param .u64 p{i}" for i in range(len(arrays))] + [f".param .align 16 .b8 more[{len(a)}]" for a in arguments]
+    )
     loads = "\n".join(f"ld.param.u64 %rd{i}, [p{i}];" for i in range(len(arrays)))
     text = f"""
 .extern .shared .align 16 .b8 dynamic[];
@@ -109,7 +172,9 @@ ret;
 """
     kernel = parse.kernels(text)["t"]
     given = tuple(a.ctypes.data.to_bytes(8, "little") for a in arrays) + tuple(arguments)
-    machine.run(machine.Launch(kernel, (blocks, 1, 1), (threads, 1, 1), shared_bytes, given), machine.Program(kernel), space)
+    machine.run(
+        machine.Launch(kernel, (blocks, 1, 1), (threads, 1, 1), shared_bytes, given), machine.Program(kernel), space
+    )
     return {i.opcode for i in kernel.instructions}
 
 

@@ -1,5 +1,7 @@
 """Every opcode that makes a value of values, against integers and fractions of Python.
 
+Those that move data, branch or need a warp are in test_ptx_machine.py, those of simt.cuh's assembly in test_ptx.py.
+
 TABLE has the opcodes by name: types of the operands, type of the result, what is right, and how far off it may be (units of the last
 place; approximate instructions only). It holds every opcode that nvcc emits for a kernel, and one at least for each rule.
 """
@@ -10,6 +12,7 @@ import struct
 from fractions import Fraction
 
 import pytest
+import test_ptx
 import test_ptx_machine
 from ptx import device, rules
 from ptx_snippets import BITS, FORMATS, INF, NAN, evaluate, rounded, tuples, value_of
@@ -89,7 +92,12 @@ for b in (32, 64):
             lambda x, at, n, b=b, k=k: wrap(extracted(x & (1 << b) - 1, at, n, b, k == "s"), f"{k}{b}"))  # fmt: skip
     has(f"bfi.b{b}", f"b{b} b{b} u32 u32", f"b{b}", lambda a, into, at, n, b=b: inserted(a, into, at, n, b))
 for mode, amount in {"wrap": lambda by: by % 32, "clamp": lambda by: min(by, 32)}.items():
-    has(f"shf.l.{mode}.b32", "b32 b32 u32", "b32", lambda lo, hi, by, f=amount: ((hi << 32 | lo) << f(by)) >> 32 & 0xFFFFFFFF)
+    has(
+        f"shf.l.{mode}.b32",
+        "b32 b32 u32",
+        "b32",
+        lambda lo, hi, by, f=amount: ((hi << 32 | lo) << f(by)) >> 32 & 0xFFFFFFFF,
+    )
     has(f"shf.r.{mode}.b32", "b32 b32 u32", "b32", lambda lo, hi, by, f=amount: (hi << 32 | lo) >> f(by) & 0xFFFFFFFF)
 
 
@@ -115,8 +123,14 @@ def exact(function, type, mode="rn"):
     about signs of zero, infinities and NaN."""
 
     def evaluated(*x):
-        if all(map(math.isfinite, x)) and (found := function(*map(Fraction, x))) != 0:
-            return rounded(found, type, mode)
+        if all(map(math.isfinite, x)):
+            found = function(*map(Fraction, x))
+            if isinstance(found, Fraction) and found != 0:
+                return rounded(found, type, mode)
+            if (
+                mode == "rm" and function is not operator.mul and len(x) > 1
+            ):  # a sum that is 0: downwards is upwards of the opposite
+                return -float(function(-x[0], *x[1:-1], -x[-1]))
         return float(function(*x))
 
     return evaluated
@@ -161,6 +175,7 @@ for t in ("f32", "f64"):
     everywhere("rcp.rn{ftz}", 1, lambda x: divide(x * 0 + 1 if math.isfinite(x) else 1.0, x), t)
     has(f"sqrt.rn.{t}", t, t, lambda x, t=t: exact(root, t)(x) if x > 0 else root(x))
     for name, pick in {"min": min, "max": max}.items():
+
         def choose(a, b, pick=pick):
             if math.isnan(a) or math.isnan(b):
                 return b if math.isnan(a) else a
@@ -225,14 +240,21 @@ for name in ("full", "approx"):
 
 # ------------------------------------------------------------------------------------------------------ comparing, choosing
 
-ORDER = {"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
+ORDER = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
 for t in (*INTEGERS, "b16", "b32", "b64", "f32", "f64"):
     for name, function in list(ORDER.items())[: 2 if t[0] == "b" else 6]:
         compare = (lambda a, b, f=function: a == a and b == b and f(a, b)) if t[0] == "f" else function
         has(f"setp.{name}.{t}", f"{t} {t}", "pred", compare)
-        for boolean in ("and", "or", "xor"):
-            has(f"setp.{name}.{boolean}.{t}", f"{t} {t} pred", "pred",
-                lambda a, b, p, f=compare, g=getattr(operator, boolean + "_" * (boolean != "xor")): g(f(a, b), p))  # fmt: skip
+        for boolean, both in {"and": operator.and_, "or": operator.or_, "xor": operator.xor}.items():
+            right = lambda a, b, p, f=compare, g=both: g(f(a, b), p)  # noqa: E731
+            has(f"setp.{name}.{boolean}.{t}", f"{t} {t} pred", "pred", right)
         has(f"set.{name}.u32.{t}", f"{t} {t}", "u32", lambda a, b, f=compare: 0xFFFFFFFF * f(a, b))
         if t[0] == "f":
             has(f"setp.{name}u.{t}", f"{t} {t}", "pred", lambda a, b, f=function: a != a or b != b or f(a, b))
@@ -261,7 +283,13 @@ def limits(t):
 
 def as_integer(x, t, function):
     low, high = limits(t)
-    return 0 if math.isnan(x) else (high if x > 0 else low) if math.isinf(x) else max(low, min(high, function(Fraction(x))))
+    return (
+        0
+        if math.isnan(x)
+        else (high if x > 0 else low)
+        if math.isinf(x)
+        else max(low, min(high, function(Fraction(x))))
+    )
 
 
 for t in SIZES:
@@ -288,7 +316,11 @@ has("cvt.ftz.sat.f32.f32", "f32", "f32", saturated(flush))
 for t, to in (("f16", "f32"), ("f16", "f64"), ("f32", "f64"), ("bf16", "f32")):
     has(f"cvt.{to}.{t}", t, to, lambda x: x)
 has("cvt.ftz.f64.f32", "f32", "f64", flush)
-for t, to, modes in (("f64", "f32", ("rn", "rz", "rm", "rp")), ("f32", "f16", ("rn", "rz")), ("f32", "bf16", ("rn", "rz"))):
+for t, to, modes in (
+    ("f64", "f32", ("rn", "rz", "rm", "rp")),
+    ("f32", "f16", ("rn", "rz")),
+    ("f32", "bf16", ("rn", "rz")),
+):
     for mode in modes:
         narrow = exact(lambda x: x, to, mode)
         has(f"cvt.{mode}.{to}.{t}", t, to, narrow)
@@ -296,6 +328,7 @@ for t, to, modes in (("f64", "f32", ("rn", "rz", "rm", "rp")), ("f32", "f16", ("
             has(f"cvt.{mode}.ftz.{to}.{t}", t, to,
                 (lambda x, f=narrow: flush(f(x))) if to == "f32" else (lambda x, f=narrow: f(flush(x))))  # fmt: skip
         if t == "f32":
+
             def packed(high, low, narrow=narrow, to=to):
                 return tuple(narrow(x) for x in (low, high))
 
@@ -340,7 +373,7 @@ def test_every_rule_has_an_opcode_that_is_tested():
 def test_every_opcode_that_nvcc_emits_is_tested(architecture):
     emitted = {i.opcode for kernel in device.library(architecture).values() for i in kernel.instructions}
     assert len(emitted) > 100
-    assert emitted - TABLE.keys() - test_ptx_machine.tested() == set()
+    assert emitted - TABLE.keys() - test_ptx_machine.tested() - test_ptx.assembly() == set()
 
 
 def test_the_yardstick_rounds_as_ieee_does():

@@ -6,11 +6,6 @@ from .numbers import add_exactly, fma_double, fma_float, narrowed, to_float
 from .rules import FLOAT, rule, same
 
 
-def directed(operation):
-    """float32 of what `operation` makes of float64s: a value, and what its rounding lost."""
-    return lambda mode: lambda *x: to_float(*operation(*(v.astype(np.float64) for v in x)), mode)
-
-
 @rule(rf"(?P<op>add|sub|mul)(\.rn)?{FLOAT}")
 @rule(r"(?P<op>add|sub|mul)(\.rn)?(?P<ftz>\.ftz)?(?P<sat>\.sat)\.(?P<t>f32)")
 def _(m):
@@ -19,8 +14,13 @@ def _(m):
 
 @rule(r"(?P<op>add|sub|mul)\.(?P<mode>rz|rm|rp)(?P<ftz>\.ftz)?\.(?P<t>f32)")
 def _(m):
-    operations = {"add": add_exactly, "sub": lambda a, b: add_exactly(a, -b), "mul": lambda a, b: (a * b, np.zeros(1))}
-    return same(m, 2, directed(operations[m["op"]])(m["mode"]))
+    mode = m["mode"]
+    exact = {
+        "add": lambda a, b: add_exactly(a, b, mode),
+        "sub": lambda a, b: add_exactly(a, -b, mode),
+        "mul": lambda a, b: (a * b, np.zeros(1)),
+    }[m["op"]]
+    return same(m, 2, lambda *x: to_float(*exact(*(v.astype(np.float64) for v in x)), mode))
 
 
 @rule(r"fma\.(?P<mode>rn|rz|rm|rp)(?P<ftz>\.ftz)?(?P<sat>\.sat)?\.(?P<t>f32)")

@@ -16,6 +16,8 @@ from .parse import Address, PtxError
 WARP = 32
 MOST_THREADS = 8192  # abreast; more blocks than that run one lot after the other
 MOST_STEPS = 100_000  # of straight-line code: more is taken for a loop without end
+SPECIAL = {f"{name}.{d}" for name in ("tid", "ntid", "ctaid", "nctaid") for d in "xyz"} | {"laneid", "warpid"}
+SPECIAL |= {f"lanemask_{name}" for name in ("eq", "lt", "le", "gt", "ge")}
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Program:
             if own.itemsize < type.itemsize:
                 raise PtxError(f"{operand} has {own.itemsize} bytes, not {type.itemsize}")
             return lambda s: s.r[slot].view(unsigned(own.itemsize)).astype(unsigned(type.itemsize)).view(type)
-        if operand[0] == "%":
+        if operand[0] == "%" and operand[1:] in SPECIAL:
             return lambda s: s.special[operand[1:]].view(type)
         value = self.constant(operand, type)
         return lambda s: value
@@ -309,7 +311,7 @@ def _control(s, program, instruction, labels, number, end, at, held):
         at[taken] = end
     elif instruction.opcode in BARRIERS:
         held[taken] = True
-    elif instruction.opcode in ("bar.warp.sync", "barrier.warp.sync"):
+    elif instruction.opcode == "bar.warp.sync":
         s.attend(np.isin(np.arange(s.n), taken))
         warp.meet(s, program.reader(instruction.operands[0], "u32"))
     elif kind == "trap":
@@ -318,4 +320,4 @@ def _control(s, program, instruction, labels, number, end, at, held):
         raise PtxError(f"{program.where(number)}: the opcode {instruction.opcode} is not known")
 
 
-BARRIERS = ("bar.sync", "barrier.sync", "barrier.sync.aligned", "barrier.cta.sync", "barrier.cta.sync.aligned")
+BARRIERS = ("bar.sync", "barrier.sync", "barrier.cta.sync")

@@ -67,16 +67,18 @@ def narrowed(value, mode="rn"):
     return np.where(beyond, np.nextafter(found, towards), found)
 
 
-def add_exactly(a, b):
+def add_exactly(a, b, mode="rn"):
     """float64 a + b and what its rounding lost (Knuth, The Art of Computer Programming 2, 4.2.2)."""
     total = a + b
     part = total - a
+    if mode == "rm":  # what cancels is -0 then
+        total = np.where((total == 0) & (np.signbit(a) | np.signbit(b)), -0.0, total)
     return total, (a - (total - part)) + (b - part)
 
 
 def fma_float(a, b, c, mode="rn"):
     product = a.astype(np.float64) * b.astype(np.float64)  # 48 bits: exact
-    return to_float(*add_exactly(product, c.astype(np.float64)), mode)
+    return to_float(*add_exactly(product, c.astype(np.float64), mode), mode)
 
 
 def fma_double(a, b, c):

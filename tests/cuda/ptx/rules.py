@@ -38,7 +38,7 @@ def same(match, count, function):
     def whole(*x):
         found = function(*(flushed(v) for v in x)) if groups.get("ftz") else function(*x)
         if groups.get("sat"):
-            found = np.clip(np.where(np.isnan(found), 0, found), 0, 1).astype(found.dtype)
+            found = np.where(found > 0, np.minimum(found, found.dtype.type(1)), found.dtype.type(0))
         return flushed(found) if groups.get("ftz") else found
 
     plain = not (groups.get("ftz") or groups.get("sat"))

@@ -13,8 +13,8 @@ LANES = np.arange(WARP)
 SHUFFLE = re.compile(r"shfl\.sync\.(?P<mode>idx|up|down|bfly)\.b32")
 VOTE = re.compile(r"vote\.sync\.(?P<op>all|any|uni|ballot)\.(?P<t>pred|b32)")
 REDUCE = re.compile(r"redux\.sync\.(?P<op>add|min|max|and|or|xor)\.(?P<t>[bsu]32)")
-MATRICES = re.compile(r"ldmatrix\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?\.shared(::cta)?\.b16")
-PRODUCT = re.compile(r"mma\.sync\.aligned\.m16n8k(?P<k>8|16)\.row\.col\.f32\.(?P<t>bf16|f16)\.(?P=t)\.f32")
+MATRICES = re.compile(r"ldmatrix\.sync\.aligned\.m8n8\.x(?P<n>[24])(?P<trans>\.trans)?\.shared(::cta)?\.b16")
+PRODUCT = re.compile(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(?P<t>bf16|f16)\.(?P=t)\.f32")
 
 
 def build(program, instruction):
@@ -147,7 +147,6 @@ GROUP, MEMBER = LANES >> 2, LANES & 3
 
 def _matrices(program, match, targets, source):
     count = int(match["n"])
-    targets = targets if isinstance(targets, tuple) else (targets,)
     if len(targets) != count:
         raise PtxError(f"{len(targets)} registers for {count} matrices")
     puts, at = [program.writer(t) for t in targets], program.address(source)
@@ -170,8 +169,7 @@ def _matrices(program, match, targets, source):
 
 def _product(program, match, d, a, b, c):
     """d = a b + c, the sum of the products in float32."""
-    k = int(match["k"])
-    if (len(d), len(a), len(b), len(c)) != (4, k // 4, k // 8, 4):
+    if (len(d), len(a), len(b), len(c)) != (4, 4, 2, 4):
         raise PtxError("a fragment has another number of registers")
     puts = [program.writer(x) for x in d]
     read_a, read_b = ([program.reader(x, "b32") for x in fragment] for fragment in (a, b))
@@ -184,14 +182,14 @@ def _product(program, match, d, a, b, c):
         found[:, rows, columns] = bfloat_to_float(halves) if match["t"] == "bf16" else halves.view(np.float16)
         return found
 
-    register, group, member, two = np.arange(4)[:, None, None], GROUP[:, None], MEMBER[:, None], np.arange(2)
-    place_a = group + register % 2 * 8 + 0 * two, 2 * member + two + register // 2 * 8
-    place_b = 2 * member + two + register * 8, group + 0 * register + 0 * two
-    place_a, place_b = [x[: len(a)] for x in place_a], [x[: len(b)] for x in place_b]
+    group, member, two = GROUP[:, None], MEMBER[:, None], np.arange(2)
+    four, pair = np.arange(4)[:, None, None], np.arange(2)[:, None, None]
+    place_a = group + four % 2 * 8 + 0 * two, 2 * member + two + four // 2 * 8
+    place_b = 2 * member + two + pair * 8, group + 0 * pair + 0 * two
 
     def step(s):
         warps = whole(s)
-        product = matrices(s, warps, read_a, (16, k), *place_a) @ matrices(s, warps, read_b, (k, 8), *place_b)
+        product = matrices(s, warps, read_a, (16, 16), *place_a) @ matrices(s, warps, read_b, (16, 8), *place_b)
         found = [
             product[:, GROUP + i // 2 * 8, MEMBER * 2 + i % 2] + by_warps(s, read(s))[warps]
             for i, read in enumerate(read_c)
