@@ -309,7 +309,7 @@ def test_what_is_wrong_is_told_with_its_line(name):
         run(body, [np.zeros(64, np.uint32), np.zeros(256, np.uint32)], **threads_of(body))
 
 
-def tested():
+def covered():
     """The opcodes that this file tests."""
     bodies = [body for body, _ in SNIPPETS.values()] + [p.values[0] for p in copies()]
     bodies += [
@@ -323,4 +323,4 @@ def test_every_pattern_has_an_opcode_that_is_tested():
     patterns = [p for m in (transfer, warp) for p in vars(m).values() if isinstance(p, re.Pattern)]
     assert len(patterns) >= 12
     others = {warp.MATRICES, warp.PRODUCT}  # by the wrappers' kernels: test_ptx.py
-    assert [p.pattern for p in set(patterns) - others if not any(p.fullmatch(o) for o in tested())] == []
+    assert [p.pattern for p in set(patterns) - others if not any(p.fullmatch(o) for o in covered())] == []
