@@ -11,6 +11,11 @@ PARAMETER = re.compile(r"\.param\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\
 ARRAY = re.compile(r"\.(shared|local)\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)\[(\d*)\]")
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.S)
 ADDRESS = re.compile(r"\[\s*([\w$%.]+)\s*(?:\+\s*(-?\d+))?\s*\]")
+INSTRUCTION = re.compile(r"(?:@(?P<negated>!?)(?P<guard>[\w%$]+)\s+)?(?P<opcode>[\w.:]+)\s*(?P<rest>.*)", re.S)
+OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
+LABEL = re.compile(r"([\w$]+):\s*")
+COMMENT = re.compile(r"//[^\n]*")
+BLANK = "{} \t\n"  # and braces of scopes
 SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
@@ -61,22 +66,34 @@ class Kernel:
     @cached_property
     def instructions(self):
         self.arrays = list(self.shared)
-        found, renamed, line, start = [], {}, self.line, 0
-        for end in re.finditer(";", self.body):
-            statement = self.body[start : end.start()]
-            line += statement.count("\n")
-            start = end.end()
-            statement = re.sub(r"//[^\n]*", "", statement).lstrip("{} \t\n")
-            while label := re.match(r"([\w$]+):\s*", statement):
-                self.labels[label[1]] = len(found)
-                statement = statement[label.end() :].lstrip("{} \t\n")
-            if not statement:
-                continue
-            if statement[0] == ".":
+        found, renamed = [], {}
+        for labels, statement, line in self._statements():
+            self.labels |= dict.fromkeys(labels, len(found))
+            if statement.startswith("."):
                 self._declare(statement, renamed)
-            else:
+            elif statement:
                 found.append(_instruction(statement, line, renamed))
         return found
+
+    @cached_property
+    def opcodes(self):
+        """Of all instructions, without parsing more of them."""
+        return {
+            INSTRUCTION.match(statement)["opcode"]
+            for _, statement, _ in self._statements()
+            if statement[:1] not in ("", ".")
+        }
+
+    def _statements(self):
+        """(labels before it, its text, the line it ends in)"""
+        line = self.line
+        for text in COMMENT.sub("", self.body).split(";"):
+            line += text.count("\n")
+            statement, labels = text.lstrip(BLANK), []
+            while label := LABEL.match(statement):
+                labels.append(label[1])
+                statement = statement[label.end() :].lstrip(BLANK)
+            yield labels, statement, line
 
     def _declare(self, statement, renamed):
         if match := REGISTERS.match(statement):
@@ -99,35 +116,26 @@ def _array(match):
     return Array(space, name, int(align), int(count) * size_of(type) if count else None)
 
 
-def _operands(text, renamed):
-    parts, depth, word = [], 0, ""
-    for c in text:
-        depth += (c in "{[") - (c in "}]")
-        if c == "," and not depth:
-            parts.append(word.strip())
-            word = ""
-        else:
-            word += c
-    parts.append(word.strip())
-    for part in parts:
-        if part.startswith("{"):
-            yield tuple(renamed.get(name.strip(), name.strip()) for name in part[1:-1].split(","))
-        elif match := ADDRESS.fullmatch(part):
-            yield Address(renamed.get(match[1], match[1]), int(match[2] or 0))
-        elif "|" in part:
-            yield tuple(renamed.get(name, name) for name in part.split("|"))
-        elif part.startswith("!"):
-            yield "!" + renamed.get(part[1:], part[1:])
-        else:
-            yield renamed.get(part, part)
+def _operand(text, renamed):
+    text = text.strip()
+    if text.startswith("{"):
+        return tuple(renamed.get(name.strip(), name.strip()) for name in text[1:-1].split(","))
+    if text.startswith("["):
+        if not (match := ADDRESS.fullmatch(text)):
+            raise PtxError(f"the address {text} is not known")
+        return Address(renamed.get(match[1], match[1]), int(match[2] or 0))
+    if "|" in text:
+        return tuple(renamed.get(name, name) for name in text.split("|"))
+    if text.startswith("!"):
+        return "!" + renamed.get(text[1:], text[1:])
+    return renamed.get(text, text)
 
 
 def _instruction(statement, line, renamed):
-    match = re.match(r"(?:@(!?)([\w%$]+)\s+)?([\w.:]+)\s*(.*)", statement, re.S)
-    negated, predicate, opcode, rest = match.groups()
-    guard = (renamed.get(predicate, predicate), bool(negated)) if predicate else None
-    text = " ".join(statement.split())
-    return Instruction(opcode, tuple(_operands(rest, renamed)) if rest else (), guard, line, text)
+    match = INSTRUCTION.match(statement)
+    guard = (renamed.get(match["guard"], match["guard"]), bool(match["negated"])) if match["guard"] else None
+    operands = tuple(_operand(text, renamed) for text in OPERAND.findall(match["rest"]))
+    return Instruction(match["opcode"], operands, guard, line, " ".join(statement.split()))
 
 
 def kernels(text):
