@@ -5,6 +5,7 @@ Nothing here names a kernel but the cases that are added: what backend `cuda` re
 
 import os
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import simulation
@@ -67,7 +68,13 @@ EXTRA = [
 ]  # fmt: skip
 
 
+@cache
 def served():
+    """Every case that backend `cuda` serves, in every dtype. (Asking takes a build of the case each time: once is enough.)"""
+    return list(_served())
+
+
+def _served():
     for case in (*CASES, *EXTRA):
         if case.op not in OPS:
             continue

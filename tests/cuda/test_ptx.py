@@ -5,6 +5,7 @@ Launchers, tensors and cases are those of the simulation; only the launches run 
 
 import re
 from collections import Counter
+from functools import cache
 
 import pytest
 import simulation
@@ -69,6 +70,7 @@ GRID = [
 ]  # fmt: skip
 
 
+@cache
 def elements(case):
     args, _ = case.build()
     return sum(t.numel() for a in args for t in (a if isinstance(a, list) else [a]) if torch.is_tensor(t))
@@ -76,11 +78,12 @@ def elements(case):
 
 def others():
     """Every op in every dtype, with assembly or without, at its smallest; more of its small cases are slow."""
-    all_cases = {p.values[0] for p in served()}
-    cases = {op: sorted((c for c in all_cases if c.op == op and elements(c)), key=elements) for op in OPS}
-    for p in served():
+    found = list(served())
+    cases = {op: sorted({p.values[0] for p in found if p.values[0].op == op}, key=elements) for op in OPS}
+    cases = {op: [case for case in some if elements(case)][:8] for op, some in cases.items()}
+    for p in found:
         case, dtype = p.values
-        if case in cases[case.op][:8]:
+        if case in cases[case.op]:
             yield pytest.param(case, dtype, id=p.id, marks=[pytest.mark.slow] * (case is not cases[case.op][0]))
 
 
