@@ -37,7 +37,7 @@ def sources():
 
 
 def compiled(source, architecture, csrc=ROOT / "csrc"):
-    """What nvcc makes of a source, as text; kept in build/ptx, by all that it may depend on.
+    """What nvcc makes of a source, as text; kept in build/ptx (of another csrc: beside it), by all that it may depend on.
 
     Raises:
         PtxError: nvcc refuses it.
@@ -47,28 +47,19 @@ def compiled(source, architecture, csrc=ROOT / "csrc"):
     key = hashlib.sha256(f"{_version()} {FLAGS} {architecture} {source.name}".encode())
     for path in (*read, source):
         key.update(path.name.encode() + b"\0" + path.read_bytes())
-    kept = FOLDER / f"{source.stem}.{architecture}.{key.hexdigest()[:16]}.ptx"
-    if not kept.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
+    folder = FOLDER if csrc == ROOT / "csrc" else csrc.parent
+    kept = folder / f"{source.stem}.{architecture}.{key.hexdigest()[:16]}.ptx"
+    if kept.exists():
+        kept.touch()  # the oldest go first
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
         new = kept.with_suffix(f".{os.getpid()}")
-        command = [
-            nvcc(),
-            *FLAGS,
-            "-ptx",
-            f"-arch=compute_{architecture}",
-            "-I",
-            csrc,
-            "-I",
-            csrc / "cuda",
-            source,
-            "-o",
-            new,
-        ]
+        command = [nvcc(), *FLAGS, "-ptx", f"-arch=compute_{architecture}", "-I", csrc, source, "-o", new]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise PtxError(f"nvcc: {done.stderr}")
         new.replace(kept)
-        for old in sorted(FOLDER.glob("*.ptx"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        for old in sorted(folder.glob("*.ptx"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
     return kept.read_text()
 
