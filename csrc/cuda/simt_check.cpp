@@ -173,6 +173,10 @@ std::string line_of(const void* pc) {
 }
 
 bool is_constant(uintptr_t p) {
+    for (const Argument* a = runtime.body.arguments; a->data != nullptr; ++a) {
+        const auto begin = reinterpret_cast<uintptr_t>(a->data);
+        if (p >= begin && p < begin + a->bytes) return true;
+    }
     struct Query {
         uintptr_t p;
         bool found;
@@ -232,8 +236,6 @@ void check_access(const void* address, size_t bytes, bool write, bool atomic, co
     const Thread& thread = runtime.threads[runtime.running];
     const auto stack = reinterpret_cast<uintptr_t>(thread.stack);
     if (p >= stack && p < stack + kStack) return;
-    const auto arguments = reinterpret_cast<uintptr_t>(runtime.body.closure);
-    if (!write && p >= arguments && p + bytes <= arguments + runtime.body.bytes) return;
     const auto complain = [&](const std::string& what) {
         fail(runtime.running, place.file ? name_of(place) : line_of(pc), what);
     };

@@ -484,6 +484,7 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body b
     runtime.shared_bytes = shared_bytes;
     ++runtime.launch;
     runtime.failure.clear();
+    if (runtime.elsewhere) return runtime.elsewhere();
     check_begin_launch();
     count_begin_launch();
     std::vector<uint32_t> blocks(static_cast<size_t>(grid.x) * grid.y * grid.z);

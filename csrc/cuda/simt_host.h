@@ -87,10 +87,15 @@ struct Product {
 };
 void meet_mma(void* const* lanes, unsigned mask, Place place);
 
-struct Body {
-    const void* closure;  // holds the arguments
+struct Argument {
+    const void* data;
     size_t bytes;
+};
+struct Body {
+    const void* closure;
     void (*run)(const void* closure);
+    const void* kernel;         // the same as a function and what it is given: for who runs it elsewhere
+    const Argument* arguments;  // the last of them is {}
 };
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Body body);
 
@@ -218,14 +223,25 @@ inline uint32_t pack2(float low, float high) {
 inline std::string obstacle(void (*)()) { return ""; }
 inline float exp2_fast(float x) { return std::exp2(x); }
 
+namespace host {
+
+template <class... Parameters>
+void launch_with(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                 Parameters... parameters) {
+    const auto call = [&]() __attribute__((no_sanitize("thread"))) { kernel(parameters...); };
+    using Call = decltype(call);
+    const Argument arguments[] = {{&parameters, sizeof parameters}..., {}};
+    launch(name, grid, block, shared_bytes,
+           {&call, [](const void* p) __attribute__((no_sanitize("thread"))) { (*static_cast<Call*>(p))(); },
+            reinterpret_cast<const void*>(kernel), arguments});
+}
+
+}  // namespace host
+
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream,
             Arguments... arguments) {
-    const auto call = [=]() __attribute__((no_sanitize("thread"))) { kernel(static_cast<Parameters>(arguments)...); };
-    using Call = decltype(call);
-    host::launch(
-        name, grid, block, shared_bytes,
-        {&call, sizeof call, [](const void* p) __attribute__((no_sanitize("thread"))) { (*static_cast<Call*>(p))(); }});
+    host::launch_with<Parameters...>(name, kernel, grid, block, shared_bytes, static_cast<Parameters>(arguments)...);
 }
 
 }  // namespace simt

@@ -3,6 +3,7 @@
 
 #include <cstdarg>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <random>
 #include <string>
@@ -87,6 +88,8 @@ struct Runtime {
     int running = -1;                            // thread; -1 outside of kernels
     Body body{};
     std::string failure;
+    // Where there is one, it runs the launches: for grid, block and bytes of shared memory look above.
+    std::function<void()> elsewhere;
 };
 
 extern Runtime runtime;
@@ -106,7 +109,7 @@ void check_pending(const void* p, size_t bytes, Place place);  // a copy was iss
 void check_arrived(const void* p, size_t bytes, Place place);  // and has come
 
 std::string line_of(const void* pc);  // the line of a kernel that an instruction comes from; empty where no tool tells
-bool is_constant(uintptr_t p);
+bool is_constant(uintptr_t p);        // an argument of the kernel, or what the program holds and cannot write
 
 // ---- simt_count.cpp: what a warp asks of the memory, as the hardware would serve it. In other modes than `count`,
 // nothing.

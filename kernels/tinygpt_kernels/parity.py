@@ -68,8 +68,12 @@ def check(case: Case, bound: Callable[..., Any] | str, dtype: torch.dtype, devic
 
 def errors_of(case: Case, bound: Callable[..., Any] | str, dtype: torch.dtype, device: str = "cpu") -> list[Error]:
     """As `check`, but tells good from bad only by `Error.ok`; a tensor that is missing or too many is infinitely wrong."""
-    op = all_ops()[case.op]
-    ours = results(case, op.on(bound) if isinstance(bound, str) else bound, dtype, device)
+    run = all_ops()[case.op].on(bound) if isinstance(bound, str) else bound
+    return compare(case, results(case, run, dtype, device), dtype, device)
+
+
+def compare(case: Case, ours: dict[str, Tensor], dtype: torch.dtype, device: str = "cpu") -> list[Error]:
+    """What `errors_of` tells, of `results` that are there already."""
     oracle, peers = truth(case, dtype, device)
     errors = []
     for name in dict.fromkeys((*oracle, *ours)):

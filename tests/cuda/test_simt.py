@@ -115,6 +115,16 @@ def test_numbers_are_rounded_as_pytorch_rounds_them(simt, mode, name):
     torch.testing.assert_close(back, rounded[::2].float(), rtol=0, atol=0, equal_nan=True)
 
 
+def test_powers_of_two(simt, mode):
+    x, out = (
+        torch.cat([torch.randn(28) * 20, torch.tensor([0.0, -126.0, -float("inf"), float("inf")])]),
+        torch.full((32,), NAN),
+    )
+    watch(simt, read=[x], written=[out])
+    simt.power(x.data_ptr(), out.data_ptr())
+    torch.testing.assert_close(out, x.double().exp2().float(), rtol=3e-7, atol=1.2e-38)
+
+
 def test_atomics_of_many_blocks_add_up(simt, mode):
     total = torch.zeros(1)
     simt.watch(total.data_ptr(), [1], [1], 4, True, True, "total")

@@ -67,6 +67,8 @@ __global__ void packs(const float* in, uint32_t* out, float* back) {
     back[lane] = simt::to_float(simt::from_float<T>(in[2 * lane]));
 }
 
+__global__ void powers(const float* in, float* out) { out[threadIdx.x] = simt::exp2_fast(in[threadIdx.x]); }
+
 __global__ void count_atomically(float* out) { atomicAdd(out, 1.0f); }
 
 __global__ void coordinates(float* out) {  // grid (2, 2), block (4, 2, 3)
@@ -306,6 +308,8 @@ void pack(bool is_bfloat, const float* in, uint32_t* out, float* back) {
     simt::launch("pack", is_bfloat ? packs<simt::bfloat> : packs<simt::half>, kOne, kWarp, 0, simt::Stream{}, in, out,
                  back);
 }
+
+void power(const float* in, float* out) { simt::launch("power", powers, kOne, kWarp, 0, simt::Stream{}, in, out); }
 
 void count(float* out) { simt::launch("count", count_atomically, dim3(3), dim3(64), 0, simt::Stream{}, out); }
 
