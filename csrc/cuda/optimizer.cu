@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads) scale(SIMT_ARGUMENT(table, Table<Gra
     float total = 0.0f;
     for (int i = threadIdx.x; i < parts; i += kThreads) total += partial[i];
     total = sqrtf(block_sum(total));
-    if (norm && blockIdx.x == 0 && threadIdx.x == 0) *norm = total;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *norm = total;
     const float factor = max_norm / (total + 1e-6f);
     if (factor >= 1.0f) return;  // false for NaN: a norm that is not finite must show in the gradients
     for_share(table, [&](const GradTensor& t, auto lanes, int64_t c) {
@@ -243,12 +243,10 @@ void clip_grad_norm_(const ClipGradNorm& a, float* workspace, Stream stream) {
                      dim3(blocks_of(table)), dim3(kThreads), 0, on, table, workspace + parts);
         parts += blocks_of(table);
     });
-    float* norm = a.norm;
     for_tables(a.tensors, a.count, [&](const auto& table) {
         simt::launch("clip_grad_norm, scale", scale<std::decay_t<decltype(table)>::kBytes>,
                      dim3(table.count ? blocks_of(table) : 1), dim3(kThreads), 0, on, table,
-                     static_cast<const float*>(workspace), parts, static_cast<float>(a.max_norm), norm);
-        norm = nullptr;
+                     static_cast<const float*>(workspace), parts, static_cast<float>(a.max_norm), a.norm);
     });
 }
 
