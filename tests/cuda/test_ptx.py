@@ -11,8 +11,9 @@ import pytest
 import simulation
 import test_simt
 import torch
+from edge_cases import attention
 from ptx import device, parse
-from test_kernels import OPS, attention, served
+from test_kernels import OPS, served
 from test_simt import (  # noqa: F401 (they run here too, with the fixtures below)
     test_atomics_of_many_blocks_add_up,
     test_copies_arrive_group_by_group_and_zeros_where_not_valid,
