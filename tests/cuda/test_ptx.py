@@ -11,7 +11,7 @@ import pytest
 import simulation
 import test_simt
 import torch
-from edge_cases import attention
+from edge_cases import adamw, attention, decode, gelu, losses, tensors
 from ptx import device, parse
 from test_kernels import OPS, served
 from test_simt import (  # noqa: F401 (they run here too, with the fixtures below)
@@ -23,6 +23,7 @@ from test_simt import (  # noqa: F401 (they run here too, with the fixtures belo
     test_powers_of_two,
     test_shuffles,
     test_threads_and_blocks_have_their_coordinates,
+    test_vectors_are_stored_whole,
     test_what_is_right_passes,
 )
 
@@ -63,11 +64,45 @@ def dropped(T, D, causal):
     return build
 
 
-# Every kernel with inline assembly, at two sizes: a part of a tile, and several tiles of which the last is a part.
+HALVES = torch.float16, torch.bfloat16
+FLOATS = torch.float32, *HALVES
+
+
+def grid():
+    """Every kernel with inline assembly, at two sizes: a part of a tile, and several tiles of which the last is a part."""
+    yield "attention", HALVES, (
+        (f"T{T} D{D}{' dropout' * (build is dropped)}", build(T, D, T == 65))
+        for T in (17, 65) for D in (32, 64, 96, 128) for build in (attention, dropped))  # fmt: skip
+    yield (
+        "gelu",
+        FLOATS,
+        ((f"{r}x{c} {a}", gelu(r, c, a)) for r, c in ((3, 24), (5, 40), (3, 7), (5, 9)) for a in ("none", "tanh")),
+    )
+    # One warp, four, sixteen; the gradient in vectors, and one by one.
+    yield "cross_entropy", FLOATS, (
+        (f"{r}x{c} apart {a}", losses(r, c, a)) for r, c, a in
+        ((3, 9, 0), (2, 65, 1), (2, 1025, 0), (2, 1100, 1), (1, 8200, 0), (2, 8201, 0)))  # fmt: skip
+    yield "decode_attention", HALVES, (
+        (f"S{S} H{H} D{D} {view}", decode(S, H, 2, D, [S, S // 2], view))
+        for S in (17, 40) for D in (32, 64, 128) for H, view in ((4, None), (2, None), (2, "misaligned")))  # fmt: skip
+    lists = [
+        ("few", tensors([8, 3, 2100])),
+        ("few more", tensors([64, 1])),
+        ("many", tensors([5, 8] * 100)),
+        ("many more", tensors([4] * 220)),
+    ]
+    yield "adamw_", (torch.float32,), ((name, adamw(make)) for name, make in lists)
+    yield (
+        "clip_grad_norm_",
+        (torch.float32,),
+        ((name, lambda draw, make=make: ((make(draw), 0.1), {})) for name, make in lists),
+    )
+
+
 GRID = [
-    pytest.param(Case("attention", f"ptx T{T} D{D}{' dropout' * (build is dropped)}", build(T, D, T == 65)), dtype,
-                 id=f"T{T}-D{D}{'-dropout' * (build is dropped)}-{str(dtype)[6:]}")
-    for T in (17, 65) for D in (32, 64, 96, 128) for build in (attention, dropped) for dtype in (torch.float16, torch.bfloat16)
+    pytest.param(Case(op, f"ptx {name}", build, op not in ("decode_attention", "adamw_", "clip_grad_norm_")), dtype,
+                 id=f"{op} {name}-{str(dtype)[6:]}")
+    for op, dtypes, cases in grid() for name, build in cases for dtype in dtypes
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ CHECKS = [
     *((test_simt.test_ldmatrix_hands_out_matrices_as_the_manual_draws_them, n, t) for n in (2, 4) for t in (False, True)),
     (test_simt.test_copies_arrive_group_by_group_and_zeros_where_not_valid,),
     (test_simt.test_powers_of_two,),
+    (test_simt.test_vectors_are_stored_whole,),
 ]  # fmt: skip
 
 

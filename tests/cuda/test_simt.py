@@ -115,6 +115,13 @@ def test_numbers_are_rounded_as_pytorch_rounds_them(simt, mode, name):
     torch.testing.assert_close(back, rounded[::2].float(), rtol=0, atol=0, equal_nan=True)
 
 
+def test_vectors_are_stored_whole(simt, mode):
+    x, out = torch.randn(192), torch.full((192,), NAN)
+    watch(simt, read=[x], written=[out])
+    simt.store(x.data_ptr(), out.data_ptr())
+    assert torch.equal(out, x)
+
+
 def test_powers_of_two(simt, mode):
     x, out = (
         torch.cat([torch.randn(28) * 20, torch.tensor([0.0, -126.0, -float("inf"), float("inf")])]),

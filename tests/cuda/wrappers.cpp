@@ -31,6 +31,7 @@ void add_wrappers(py::module_& m) {
     m.def("pack", [](bool is_bfloat, uintptr_t in, uintptr_t out, uintptr_t back) {
         wrappers::pack(is_bfloat, at<const float>(in), at<uint32_t>(out), at<float>(back));
     });
+    m.def("store", [](uintptr_t in, uintptr_t out) { wrappers::store(at<const float>(in), at<float>(out)); });
     m.def("power", [](uintptr_t in, uintptr_t out) { wrappers::power(at<const float>(in), at<float>(out)); });
     m.def("count", [](uintptr_t out) { wrappers::count(at<float>(out)); });
     m.def("number", [](uintptr_t out) { wrappers::number(at<float>(out)); });

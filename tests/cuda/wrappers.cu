@@ -67,6 +67,13 @@ __global__ void packs(const float* in, uint32_t* out, float* back) {
     back[lane] = simt::to_float(simt::from_float<T>(in[2 * lane]));
 }
 
+// 16 bytes a lane, then 8.
+__global__ void stores(const float* in, float* out) {
+    const int lane = threadIdx.x;
+    simt::store_global<float, 4>(out + 4 * lane, simt::load<float, 4>(in + 4 * lane));
+    simt::store_global<float, 2>(out + 128 + 2 * lane, simt::load<float, 2>(in + 128 + 2 * lane));
+}
+
 __global__ void powers(const float* in, float* out) { out[threadIdx.x] = simt::exp2_fast(in[threadIdx.x]); }
 
 __global__ void count_atomically(float* out) { atomicAdd(out, 1.0f); }
@@ -308,6 +315,8 @@ void pack(bool is_bfloat, const float* in, uint32_t* out, float* back) {
     simt::launch("pack", is_bfloat ? packs<simt::bfloat> : packs<simt::half>, kOne, kWarp, 0, simt::Stream{}, in, out,
                  back);
 }
+
+void store(const float* in, float* out) { simt::launch("store", stores, kOne, kWarp, 0, simt::Stream{}, in, out); }
 
 void power(const float* in, float* out) { simt::launch("power", powers, kOne, kWarp, 0, simt::Stream{}, in, out); }
 

@@ -12,6 +12,7 @@ void ldmatrix(int count, bool transposed, const uint16_t* in, uint32_t* out);
 void shuffle(const float* in, float* out);
 void copy(const float* in, float* out);
 void pack(bool is_bfloat, const float* in, uint32_t* out, float* back);
+void store(const float* in, float* out);
 void power(const float* in, float* out);
 void count(float* out);
 void number(float* out);

@@ -65,9 +65,11 @@ def compiled(source, architecture, csrc=ROOT / "csrc"):
 
 
 def readable(names):
-    """Mangled names as C++ has them, those of two-byte types as simt.cuh calls them."""
+    """Mangled names as C++ has them, those of two-byte types as simt.cuh calls them, large arguments (SIMT_ARGUMENT) by value."""
     found = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return found.replace("__half", "simt::half").replace("__nv_bfloat16", "simt::bfloat").splitlines()
+    for ours, theirs in (("__half", "simt::half"), ("__nv_bfloat16", "simt::bfloat"), (" const&", "")):
+        found = found.replace(ours, theirs)
+    return found.splitlines()
 
 
 def named(text):
