@@ -36,7 +36,9 @@ class Train:
     ] = ()
     """What to read: text files, or shakespeare, python, tiny_shakespeare, tinystories."""
     tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: char)")] = None
-    """How text becomes tokens."""
+    """How text becomes tokens: char, word, whitespace, bpe, unigram or gpt2; `tinygpt data` compares them."""
+    vocab_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the tokenizer's)")] = None
+    """Tokens at most, of word, whitespace, bpe and unigram."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)")] = None
     """Optimizer steps; with --resume the new total."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/CORPUS-PRESET)")] = None
