@@ -80,6 +80,36 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Show what a model will see of a text, and what each tokenizer makes of it.
+
+    Sizes, the split, the first tokens; then vocabulary against length.
+    """
+
+    sources: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="NAME|FILE ...", help_behavior_hint="(default: shakespeare if installed, else python)"),
+    ] = ()
+    """Text files, or shakespeare, python, tiny_shakespeare, tinystories."""
+    tokenizer: Annotated[str, arg(metavar="NAME")] = "char"
+    """Whose tokens are shown: char, word, whitespace, bpe, unigram or gpt2."""
+    vocab_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the tokenizer's)")] = None
+    """Tokens at most, of word, whitespace, bpe and unigram."""
+    sample: Annotated[float, arg(metavar="MB")] = 1.0
+    """How much of the text to look at, from its beginning, in millions of characters."""
+    plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: tokens.png, with --json none)")] = (
+        None
+    )
+    """Where the picture goes."""
+    list: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Show what lies prepared in the cache, and look at no text."""
+    clear: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Empty the cache; what is needed again is prepared again."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """Measure a trained model on its validation split, or on other text."""
 
@@ -232,11 +262,12 @@ class Tune:
     """Delete what was measured; the shipped tables serve again."""
 
 
-Command: TypeAlias = Train | Generate | Eval | Backends | Check | Bench | GpuReport | Ladder | Tune
+Command: TypeAlias = Train | Generate | Data | Eval | Backends | Check | Bench | GpuReport | Ladder | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Data, subcommand("data")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Backends, subcommand("backends")]
     | Annotated[Check, subcommand("check")]

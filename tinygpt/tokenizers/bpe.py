@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from tokenizers import models, trainers
+from tokenizers import Tokenizer, models, trainers
 
+from ._base import check_size
 from ._subword import SubwordTokenizer
 
 
@@ -15,6 +17,26 @@ class BpeTokenizer(SubwordTokenizer):
     name = "bpe"
     model = "BPE"
     sample = 1 << 27
+
+    def smaller(self, vocab_size: int) -> BpeTokenizer:
+        """What training on the same text with a smaller `vocab_size` gives: the merges come in the same order."""
+        size = check_size(self.name, vocab_size, self.specials)
+        assert size is not None
+        described = json.loads(self._library.to_str())
+        model = described["model"]
+        kept = [token for token, _ in sorted(model["vocab"].items(), key=lambda item: item[1])][
+            : size - len(self.specials)
+        ]
+        model["vocab"] = {token: i for i, token in enumerate(kept)}
+        merges = []
+        left = set(kept[256:])
+        for first, second in model["merges"]:
+            if not left:
+                break
+            merges.append([first, second])
+            left.discard(first + second)
+        model["merges"] = merges
+        return BpeTokenizer(Tokenizer.from_str(json.dumps(described)), specials=self.specials)
 
     @classmethod
     def _empty(cls) -> models.Model:

@@ -105,14 +105,19 @@ def vocabulary_directory() -> Path:
     return cache_directory() / "gpt2"
 
 
+def vocabulary_file(directory: Path | None = None) -> Path | None:
+    """The vocabulary file, if it is there."""
+    directory = directory or vocabulary_directory()
+    return next((path for name in _NAMES if (path := directory / name).is_file()), None)
+
+
 def load_ranks(directory: Path) -> list[bytes]:
     """The vocabulary of the file in `directory`, fetched into it where it is missing: each token's bytes, by rank.
 
     Raises:
         UserError: the file is missing and there is no network, or it is damaged.
     """
-    found = [path for name in _NAMES if (path := directory / name).is_file()]
-    path = found[0] if found else _fetch(directory / _NAMES[0])
+    path = vocabulary_file(directory) or _fetch(directory / _NAMES[0])
     try:
         ids = json.loads(path.read_bytes())
         ids.pop(END_OF_TEXT, None)
