@@ -20,6 +20,9 @@ _SURROGATES = re.compile("([\ud800-\udfff]+)")
 _SEGMENT = 1 << 14
 """Characters a library is given at a time: it holds a hundred bytes for each, and shares segments among all cores."""
 
+_LONGEST = 1 << 11
+# Training takes the square of a word's length. Only at a run's beginning: else this would, too.
+_LONG = re.compile(rf"(?<!\S)\S{{{_LONGEST}}}|(?<!\s)\s{{{_LONGEST}}}")
 # Wherever white space follows something else, GPT-2's rule ends a word and looks at nothing before it.
 _BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
@@ -28,7 +31,8 @@ class BytesTokenizer(Tokenizer):
     """decode(encode(x)) == x for every str, lone surrogates included; there is no unknown text.
 
     encode(x + y) is encode(x), encode(y) where x ends with a character that is no white space, and y begins with a space or a line
-    break. Bytes that are no UTF-8 decode to U+FFFD, as `bytes.decode(errors="replace")` does it.
+    break, but for runs of 2048 characters that are all white space or all none. Bytes that are no UTF-8 decode to U+FFFD, as
+    `bytes.decode(errors="replace")` does it.
 
     Args:
         pieces: the bytes of each token, special ones not among them; all single bytes are there. A token of no bytes never shows.
@@ -106,12 +110,14 @@ codecs.register_error(_ERRORS, _surrogates_else_replace)
 
 
 def segments(text: str) -> Iterator[str]:
-    """The text in pieces that encode as the whole does."""
+    """The text in pieces that encode as the whole does, but where it runs on for 2048 characters without a break."""
     start = 0
     while start < len(text):
         found = _BREAK.search(text, start + _SEGMENT) if start + _SEGMENT < len(text) else None
         end = found.start() if found else len(text)
-        yield text[start:end]
+        step = _LONGEST if _LONG.search(text, start, end) else end - start
+        for place in range(start, end, step):
+            yield text[place : min(place + step, end)]
         start = end
 
 
