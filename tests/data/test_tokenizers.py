@@ -278,13 +278,34 @@ def test_more_characters_than_tokens_says_how_many_it_takes() -> None:
 
 
 @pytest.mark.parametrize("kind", [BpeTokenizer, UnigramTokenizer])
-def test_segments_encode_as_the_library_encodes_the_whole(kind: type[BpeTokenizer]) -> None:
+@quick
+@given(text=texts | st.lists(texts | st.sampled_from(["\x1c", "\u3000", "\u00a0 ", " \r\n", "\v\n x"])).map("".join))
+def test_ids_are_the_librarys_own_for_the_whole_text(kind: type[BpeTokenizer], text: str) -> None:
+    text = text.encode("utf-8", "ignore").decode()
     tokenizer = make(kind.name)
+    whole = tokenizer._library.encode(text).ids  # type: ignore[attr-defined]
+    assert tokenizer.encode(text).tolist() == whole
+    assert (
+        tokenizer.encode(text + (" x" * 50 + text)).tolist() == tokenizer._library.encode(text + (" x" * 50 + text)).ids
+    )  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["bpe", "unigram"])
+def test_what_is_remembered_changes_no_ids(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, used = tokenizers.from_json(make(name).to_json()), make(name)
     text = TEXT * 3 + "\n \n  x" * 9000 + "y" * 2000
-    assert tokenizer.encode(text).tolist() == tokenizer._library.encode(text).ids  # type: ignore[attr-defined]
+    assert used.encode(text).tolist() == used._library.encode(text).ids  # type: ignore[attr-defined]
+    numbers = " ".join(map(str, range(20_000)))
+    long = "y" * 9000 + " " + " " * 7000 + "to be" + "!" * 2048
+    for piece in (numbers, numbers[:100], long, long + numbers, TEXT, numbers + TEXT * 5):
+        monkeypatch.setattr("tinygpt.tokenizers._subword._MOST_KEPT", len(piece) // 2)
+        assert tokenizers.from_json(make(name).to_json()).encode(piece).tolist() == used.encode(piece).tolist()
+        assert fresh.encode(piece).tolist() == used.encode(piece).tolist()
+        assert used.decode(used.encode(piece)) == piece
+        assert sum(map(len, used._ids_of)) <= max(len(piece), len(TEXT * 8) + 70_000)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["word", "whitespace"])
+@pytest.mark.parametrize("name", ["word", "whitespace", "bpe"])
 def test_processes_encode_what_this_one_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinygpt.tokenizers._workers.ALONE", 1000)
     tokenizer = make(name, (PAD,))

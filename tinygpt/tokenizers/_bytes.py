@@ -20,9 +20,11 @@ _SURROGATES = re.compile("([\ud800-\udfff]+)")
 _SEGMENT = 1 << 14
 """Characters a library is given at a time: it holds a hundred bytes for each, and shares segments among all cores."""
 
-_LONGEST = 1 << 11
+LONGEST = 1 << 11
+"""Characters of a run without a break that is not cut."""
+
 # Training takes the square of a word's length. Only at a run's beginning: else this would, too.
-_LONG = re.compile(rf"(?<!\S)\S{{{_LONGEST}}}|(?<!\s)\s{{{_LONGEST}}}")
+_LONG = re.compile(rf"(?<!\S)\S{{{LONGEST}}}|(?<!\s)\s{{{LONGEST}}}")
 # Wherever white space follows something else, GPT-2's rule ends a word and looks at nothing before it.
 _BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
@@ -115,7 +117,7 @@ def segments(text: str) -> Iterator[str]:
     while start < len(text):
         found = _BREAK.search(text, start + _SEGMENT) if start + _SEGMENT < len(text) else None
         end = found.start() if found else len(text)
-        step = _LONGEST if _LONG.search(text, start, end) else end - start
+        step = LONGEST if _LONG.search(text, start, end) else end - start
         for place in range(start, end, step):
             yield text[place : min(place + step, end)]
         start = end
