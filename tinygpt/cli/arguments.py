@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -284,14 +288,21 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
         SystemExit: help was asked for and printed (0), or the arguments make no command, which was explained (2).
     """
-    command: Command = tyro.cli(
-        _Commands,
-        prog="tinygpt",
-        description=f"tinygpt {__version__}: train small GPTs and let them write, on interchangeable kernels.\n"
-        "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
-        args=list(argv) or ["--help"],
-        config=(FlagCreatePairsOff, DisallowNone),
-    )
+    argv = list(argv) or ["--help"]
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
+    try:
+        with redirect_stdout(printed) if argv[0] in ("-h", "--help") else nullcontext():
+            command: Command = tyro.cli(
+                _Commands,
+                prog="tinygpt",
+                description=f"tinygpt {__version__}: train small GPTs and let them write, on interchangeable kernels.\n"
+                "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
+                args=argv,
+                config=(FlagCreatePairsOff, DisallowNone),
+            )
+    finally:  # tyro puts all commands on the one line of the usage, however long that grows
+        printed.seek(0)
+        print(re.sub(r"\{.*?\}", "COMMAND ...", printed.read(), count=1), end="")
     return command
 
 

@@ -109,14 +109,14 @@ def _print(
     facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    said = "" if sample.whole else f"; looked at: the first {sample.bytes / 1e6:.1f} MB"
+    said = "" if sample.whole else f"; looked at: the first {sample.bytes:,}"
     facts.add_row("text", f"{name}: {size:,} bytes{said}")
     facts.add_row(
         "",
         f"{len(sample.text):,} characters, {len(set(sample.text)):,} distinct; {sample.lines:,} lines",
     )
     facts.add_row("split", split)
-    facts.add_row("tokenizer", f"{tokenizer.name}, {tokenizer.vocab_size:,} tokens")
+    facts.add_row("tokenizer", f"{tokenizer.name}, {tokenizer.vocab_size:,} token{'s' * (tokenizer.vocab_size != 1)}")
     facts.add_row("it begins", Text("  ".join(f"{i} {text!r}" for i, text in first)))
     console.print(facts)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
