@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers as library
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +72,12 @@ def make(name: str, specials: tuple[str, ...] = (), text: str = TEXT) -> Tokeniz
     if (name, specials) not in _made:
         _made[name, specials] = tokenizer_class(name).train([TEXT], specials=specials)
     return _made[name, specials]
+
+
+@functools.cache
+def strange(kind: type[BpeTokenizer]) -> BpeTokenizer:
+    """Trained where Python's white space is not the library's."""
+    return kind.train([TEXT + "!\x1c!\x1c!x\u00a0y \u00a0 " * 200])
 
 
 def cut(items: Any, places: Iterable[int]) -> list[Any]:
@@ -158,6 +166,17 @@ def test_saved_and_loaded_it_is_equal(name: str, specials: tuple[str, ...], tmp_
     assert loaded.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
     loaded.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+
+
+def test_a_score_is_saved_as_it_is() -> None:
+    """The library reads back no number of 17 digits as it wrote it."""
+    described = json.loads(make("unigram")._library.to_str())  # type: ignore[attr-defined]
+    draw = random.Random(0)
+    scored = [(piece, -20 * draw.random()) for piece, _ in described["model"]["vocab"]]
+    trained = library.Tokenizer(library.models.Unigram(scored))
+    trained.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = UnigramTokenizer(UnigramTokenizer._finish(trained))
+    assert tokenizers.from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
 
 
 @quick
@@ -279,10 +298,15 @@ def test_more_characters_than_tokens_says_how_many_it_takes() -> None:
 
 @pytest.mark.parametrize("kind", [BpeTokenizer, UnigramTokenizer])
 @quick
-@given(text=texts | st.lists(texts | st.sampled_from(["\x1c", "\u3000", "\u00a0 ", " \r\n", "\v\n x"])).map("".join))
+@given(
+    text=texts
+    | st.lists(texts | st.sampled_from(["\x1c", "\u3000", "\u00a0 ", " \r\n", "\v\n x", "!\x1c!", "\x1c!"])).map(
+        "".join
+    )
+)
 def test_ids_are_the_librarys_own_for_the_whole_text(kind: type[BpeTokenizer], text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    tokenizer = make(kind.name)
+    tokenizer = strange(kind)
     whole = tokenizer._library.encode(text).ids  # type: ignore[attr-defined]
     assert tokenizer.encode(text).tolist() == whole
     assert (
