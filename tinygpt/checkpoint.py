@@ -14,6 +14,7 @@ another name, synced and renamed. Nothing in a run directory is trusted: weights
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -109,14 +110,22 @@ class Run:
             )
         config = from_dict(values.get("config"), where=str(path / "config.json"))  # type: ignore[arg-type]
         tokenizer = tokenizers.load(path / "tokenizer.json")
-        run = cls(path, config, tokenizer, {k: v for k, v in values.items() if k not in ("format", "config")})
+        if values.get("tokenizer", _digest(tokenizer)) != _digest(tokenizer):
+            raise UserError(
+                f"{path / 'tokenizer.json'} is not the tokenizer this run was trained with, but of another run; "
+                "put the right one back, or train anew"
+            )
+        run = cls(
+            path, config, tokenizer, {k: v for k, v in values.items() if k not in ("format", "config", "tokenizer")}
+        )
         if lock:
             run._take_lock()
         return run
 
     def write_config(self) -> None:
         """Write config.json: config and facts."""
-        values = {"format": FORMAT_VERSION, "config": to_dict(self.config), **self.facts}
+        values = {"format": FORMAT_VERSION, "config": to_dict(self.config), "tokenizer": _digest(self.tokenizer)}
+        values |= self.facts
         atomic.write(self.path / "config.json", (json.dumps(values, indent=1) + "\n").encode())
 
     def close(self) -> None:
@@ -191,11 +200,18 @@ class Run:
         step = steps[-1] if step is None else step
         file = self.path / "checkpoints" / f"step-{step}" / "model.safetensors"
         try:
-            return load_file(file)
+            weights = load_file(file)
         except FileNotFoundError:
             raise UserError(f"{file} does not exist; the run has checkpoints at {', '.join(map(str, steps))}") from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged: {error}") from None
+        table = weights.get("token")
+        if table is not None and len(table) < self.tokenizer.vocab_size:
+            raise UserError(
+                f"{self.path / 'tokenizer.json'} has {self.tokenizer.vocab_size} tokens and the model's embedding "
+                f"{len(table)} rows: they do not belong together; put the run's own tokenizer back"
+            )
+        return weights
 
     def sweep(self, step: int) -> None:
         """Make the directory what it was when `step` was saved: no drafts, no metrics or samples of later steps."""
@@ -320,6 +336,10 @@ def _load_state(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise UserError(f"{file} is damaged: it holds no training state")
     return state
+
+
+def _digest(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.to_json()).encode()).hexdigest()
 
 
 def _sync(file: Path) -> None:

@@ -74,6 +74,11 @@ class DataConfig:
     sources: tuple[str, ...] = ()
     """Names of corpora or text files; none: the plays if installed, else the standard library's source."""
     tokenizer: str = "char"
+    vocab_size: int | None = None
+    """Tokens at most, of a tokenizer that is trained on the text; None: the tokenizer's default."""
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size is None or self.vocab_size >= 1, "data.vocab_size", self.vocab_size, "at least 1")
 
 
 @dataclass(frozen=True)

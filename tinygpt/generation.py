@@ -79,8 +79,12 @@ def sample(
     model: GPT, tokenizer: Tokenizer, prompt: str = "", *, count: int = 200, temperature: float = 0.8,
     top_k: int | None = None, seed: int | None = None,
 ) -> Iterator[str]:  # fmt: skip
-    """The continuation of a prompt, piece by piece."""
-    for token in generate(
-        model, start(tokenizer, prompt), count=count, temperature=temperature, top_k=top_k, seed=seed
-    ):
-        yield tokenizer.decode([token])
+    """The continuation of a prompt, piece by piece: as soon as a token completes a character, and never less than one."""
+    prompt_ids = start(tokenizer, prompt)
+    decoder = tokenizer.decoder()
+    decoder.feed(prompt_ids)  # what follows a word begins with a space, where words are tokens
+    for token in generate(model, prompt_ids, count=count, temperature=temperature, top_k=top_k, seed=seed):
+        if piece := decoder.feed([token]):
+            yield piece
+    if rest := decoder.finish():
+        yield rest

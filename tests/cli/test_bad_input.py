@@ -7,6 +7,8 @@ import pickle
 import pytest
 import torch
 
+from tinygpt.tokenizers import tokenizer_class
+
 
 @pytest.fixture
 def train(cli, small):
@@ -144,3 +146,36 @@ def test_an_extension_that_was_not_built_says_so(process, text, small):
                      "--out", "r", *small)  # fmt: skip
     assert "its extension is not built: install a C++ compiler" in answer.error()
     assert answer.code == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "train --resume --out"])
+def test_a_tokenizer_file_from_another_run(cli, run, tmp_path, command):
+    tokenizer_class("char").train(["another text"]).save(run / "tokenizer.json")
+    answer = cli(*command.split(), run)
+    assert f"{run / 'tokenizer.json'} is not the tokenizer this run was trained with" in answer.error()
+    assert answer.code == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_a_vocabulary_larger_than_the_embedding(cli, run, command):
+    """In a run that does not say what its tokenizer was, as runs of older versions do not."""
+    tokenizer_class("bpe").train(["another text"]).save(run / "tokenizer.json")
+    values = json.loads((run / "config.json").read_text())
+    del values["tokenizer"]
+    (run / "config.json").write_text(json.dumps(values))
+    answer = cli(command, run)
+    assert "tokens and the model's embedding" in answer.error()
+    assert answer.code == 1
+
+
+def test_a_vocabulary_too_small_for_the_text(cli, tmp_path, train):
+    (tmp_path / "a.txt").write_text("".join(map(chr, range(0x4E00, 0x4F00))) * 9)
+    answer = train(tmp_path / "a.txt", "--tokenizer", "word", "--vocab-size", 99)
+    assert "--vocab-size 99 is too small: this text has 256 distinct characters" in answer.error()
+    assert answer.code == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_one_character_over_and_over_trains(tmp_path, train):
+    (tmp_path / "a.txt").write_text("a" * 3000)
+    assert train(tmp_path / "a.txt").code == 0

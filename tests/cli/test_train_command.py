@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +176,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch, text):
     monkeypatch.setattr("tinygpt.training.trainer.train", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["train", "--data", str(text)])
+
+
+@pytest.mark.parametrize("tokenizer", ["word", "whitespace", "bpe", "unigram"])
+def test_every_tokenizer_trains_resumes_generates_and_evaluates(cli, small, text, tokenizer):
+    size = [] if tokenizer == "word" else ["--vocab-size", 300]
+    answer = cli("train", "--data", text, "--tokenizer", tokenizer, *size, "--steps", 2, "--out", "r", *small)
+    assert answer.code == 0
+    assert f"({tokenizer})" in answer.out
+    assert json.loads(Path("r/config.json").read_text())["config"]["data"]["vocab_size"] == (300 if size else None)
+    assert cli("train", "--resume", "--out", "r", "--steps", 4).code == 0
+    written = cli("generate", "r", "--prompt", "the king", "--tokens", 20, "--seed", 1)
+    assert written.code == 0
+    assert written.out.startswith("the king")
+    assert len(written.out) > 20
+    measured = json.loads(cli("eval", "r", "--json").out)
+    assert 0 < measured["bits_per_char"] < 8
+    changed = cli("train", "--resume", "--out", "r", "--steps", 4, "--vocab-size", 400)
+    assert "data.vocab_size cannot change when a run goes on" in changed.error()

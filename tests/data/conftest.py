@@ -37,9 +37,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 def run(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
     """Runs Python on a text of code to its end, which must be a good one; returns what it printed."""
 
-    def communicate(code: str, *args: object, **env: str) -> str:
+    def communicate(code: str, *args: object, timeout: float = 60, **env: str) -> str:
         process = start(code, *args, **env)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=timeout)
         assert process.returncode == 0, err
         return out
 

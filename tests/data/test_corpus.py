@@ -206,7 +206,7 @@ def test_a_split_shorter_than_a_block_says_how_many_tokens_it_takes(tmp_path: Pa
 def test_a_text_that_changes_while_it_is_read_is_not_kept(moment: str, other: str, tmp_path: Path, cache: Path) -> None:
     name = file(tmp_path / "a.txt", "to be or not to be\n" * 50)
 
-    def meddle(doing: str, done: int) -> None:
+    def meddle(doing: str, done: int, total: int | None) -> None:
         if doing == moment:
             file(tmp_path / "a.txt", other)
 
@@ -219,7 +219,7 @@ def test_a_text_that_changes_while_it_is_read_is_not_kept(moment: str, other: st
 
 def test_progress_counts_every_character_of_both_passes(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
-    prepare([file(tmp_path / "a.txt", "x" * 999)], progress=lambda doing, done: told.append((doing, done)))
+    prepare([file(tmp_path / "a.txt", "x" * 999)], progress=lambda doing, done, total: told.append((doing, done)))
     assert [doing for doing, _ in told] == ["reading", "tokenising", "tokenising"]
     assert told[0] == ("reading", 999)
     assert told[-1] == ("tokenising", 999)

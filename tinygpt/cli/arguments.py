@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -36,7 +40,9 @@ class Train:
     ] = ()
     """What to read: text files, or shakespeare, python, tiny_shakespeare, tinystories."""
     tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: char)")] = None
-    """How text becomes tokens."""
+    """How text becomes tokens: char, word, whitespace, bpe, unigram or gpt2; `tinygpt data` compares them."""
+    vocab_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the tokenizer's)")] = None
+    """Tokens at most, of word, whitespace, bpe and unigram."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)")] = None
     """Optimizer steps; with --resume the new total."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/CORPUS-PRESET)")] = None
@@ -75,6 +81,36 @@ class Generate:
     """Stop rather than let torch serve what the backend cannot."""
     device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
     """cpu, cuda, cuda:1 or mps."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Show what a model will see of a text, and what each tokenizer makes of it.
+
+    Sizes, the split, the first tokens; then vocabulary against length.
+    """
+
+    sources: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="NAME|FILE ...", help_behavior_hint="(default: shakespeare if installed, else python)"),
+    ] = ()
+    """Text files, or shakespeare, python, tiny_shakespeare, tinystories."""
+    tokenizer: Annotated[str, arg(metavar="NAME")] = "char"
+    """Whose tokens are shown: char, word, whitespace, bpe, unigram or gpt2."""
+    vocab_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the tokenizer's)")] = None
+    """Tokens at most, of word, whitespace, bpe and unigram."""
+    sample: Annotated[float, arg(metavar="MB")] = 1.0
+    """How much of the text to look at, from its beginning, in millions of characters."""
+    plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: tokens.png, with --json none)")] = (
+        None
+    )
+    """Where the picture goes."""
+    list: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Show what lies prepared in the cache, and look at no text."""
+    clear: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Empty the cache; what is needed again is prepared again."""
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Print JSON."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +266,12 @@ class Tune:
     """Delete what was measured; the shipped tables serve again."""
 
 
-Command: TypeAlias = Train | Generate | Eval | Backends | Check | Bench | GpuReport | Ladder | Tune
+Command: TypeAlias = Train | Generate | Data | Eval | Backends | Check | Bench | GpuReport | Ladder | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
     | Annotated[Generate, subcommand("generate")]
+    | Annotated[Data, subcommand("data")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Backends, subcommand("backends")]
     | Annotated[Check, subcommand("check")]
@@ -251,14 +288,21 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
         SystemExit: help was asked for and printed (0), or the arguments make no command, which was explained (2).
     """
-    command: Command = tyro.cli(
-        _Commands,
-        prog="tinygpt",
-        description=f"tinygpt {__version__}: train small GPTs and let them write, on interchangeable kernels.\n"
-        "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
-        args=list(argv) or ["--help"],
-        config=(FlagCreatePairsOff, DisallowNone),
-    )
+    argv = list(argv) or ["--help"]
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
+    try:
+        with redirect_stdout(printed) if argv[0] in ("-h", "--help") else nullcontext():
+            command: Command = tyro.cli(
+                _Commands,
+                prog="tinygpt",
+                description=f"tinygpt {__version__}: train small GPTs and let them write, on interchangeable kernels.\n"
+                "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
+                args=argv,
+                config=(FlagCreatePairsOff, DisallowNone),
+            )
+    finally:  # tyro puts all commands on the one line of the usage, however long that grows
+        printed.seek(0)
+        print(re.sub(r"\{.*?\}", "COMMAND ...", printed.read(), count=1), end="")
     return command
 
 

@@ -33,7 +33,14 @@ def _evaluate(args: Eval) -> int:
 
     run = Run.open(args.run)
     files = flat(args.data)
-    corpus, _ = prepare(files or run.config.data.sources, run.tokenizer, train_share=0.0 if files else TRAIN_SHARE)
+    display = for_errors()
+    corpus, _ = prepare(
+        files or run.config.data.sources,
+        run.tokenizer,
+        progress=display.preparing,
+        train_share=0.0 if files else TRAIN_SHARE,
+    )
+    display.close()
     recorded = run.facts.get("corpus", {}).get("fingerprint")
     if not files and recorded != corpus.fingerprint:
         raise UserError(
@@ -47,7 +54,6 @@ def _evaluate(args: Eval) -> int:
         tell_idle(args.backend, device.type)
     precision = machine.pick_precision(run.config.training.precision, device)
     model = GPT.from_run(args.run, backend=args.backend, strict=args.strict, device=str(device))
-    display = for_errors()
     found = evaluation.evaluate(model, corpus, device, precision, progress=display.evaluating)
     display.close()
     values = {

@@ -15,7 +15,7 @@ from tinygpt_kernels.spec import unknown
 from ..config import RunConfig, from_dict, override, preset, to_dict
 from ..data.sources import Source, TextFile, default_source, joined_name
 from ..errors import UserError
-from ..tokenizers import known_tokenizers
+from ..tokenizers import check_size, known_tokenizers
 from .arguments import Train, flat
 from .backends import tell_idle
 from .early import find_readable, settle_backend
@@ -55,6 +55,7 @@ def plan(args: Train) -> Callable[[], int]:
         job = _new(args, args.preset or _likely_preset(args))
     if job.config.data.tokenizer not in known_tokenizers():
         raise UserError(unknown("tokenizer", job.config.data.tokenizer, known_tokenizers()))
+    check_size(job.config.data.tokenizer, job.config.data.vocab_size)
     if args.resume:
         settle_backend(job.config.backend)
     return lambda: _train(args, job)
@@ -166,6 +167,7 @@ def _assignments(args: Train) -> list[str]:
         "backend": args.backend,
         "strict": "true" if args.strict else None,
         "data.tokenizer": args.tokenizer,
+        "data.vocab_size": args.vocab_size,
         "training.steps": args.steps,
         "device": args.device,
         "seed": args.seed,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..tokenizers import Tokenizer, from_json, name_characters, tokenizer_class
+from ..tokenizers import Tokenizer, check_size, from_json, name_characters, tokenizer_class
 from .cache import (
     Description,
     TokenFile,
@@ -33,8 +33,8 @@ TRAIN_SHARE = 0.9
 
 _MOST_UNKNOWN = 1000
 
-Progress = Callable[[str, int], None]
-"""Told what is being done, and the number of characters that are done."""
+Progress = Callable[[str, int, int | None], None]
+"""Told what is being done, the number of characters that are done, and about how many there are; None: nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def prepare(
     names: Sequence[str | Source],
     tokenizer: str | Tokenizer = "char",
     *,
+    vocab_size: int | None = None,
+    specials: Sequence[str] = (),
     progress: Progress | None = None,
     train_share: float = TRAIN_SHARE,
 ) -> tuple[Corpus, Tokenizer]:
@@ -101,6 +103,7 @@ def prepare(
     Args:
         names: corpora by name and text files by path; none: the default corpus, named in `Corpus.notices`.
         tokenizer: the name of one to train on this text, or a trained one (to resume, to evaluate).
+        vocab_size, specials: of a tokenizer that is trained; see `Tokenizer.train`.
         progress: called now and then while text is read for the first time.
         train_share: share of the text that trains; 0: all of it is validation text, and published training text is left
             aside.
@@ -120,11 +123,14 @@ def prepare(
     parts = [part for source in sources for part in source.parts() if train_share or part.role != "train"]
     identities = tuple(part.identity() for part in parts)
     fingerprint = cache_key([train_share, [[part.role, part.sha256] for part in identities]])
-    text = _Text(parts, train_share, progress or (lambda doing, done: None))
+    total = sum(part.bytes for part in identities)
+    text = _Text(parts, train_share, total, progress or (lambda doing, done, total: None))
 
     if isinstance(tokenizer, str):
         trained, kind = True, tokenizer_class(tokenizer)
-        tokenizer = _trained_before(kind, fingerprint) or _train(kind, fingerprint, text, name)
+        size = check_size(kind.name, vocab_size, specials)
+        tokenizer_key = cache_key(["tokenizer", kind.name, fingerprint, size, list(specials)])
+        tokenizer = _trained_before(tokenizer_key) or _train(kind, size, specials, tokenizer_key, text, name)
     else:
         trained = False
     key = cache_key([fingerprint, tokenizer.to_json()])
@@ -155,9 +161,12 @@ def require_blocks(corpus: Corpus, block_size: int) -> None:
 class _Text:
     """The parts as training text and validation text, streamed."""
 
-    def __init__(self, parts: Sequence[Part], train_share: float, progress: Progress) -> None:
-        self.parts, self.train_share, self.progress = parts, train_share, progress
+    def __init__(self, parts: Sequence[Part], train_share: float, total: int, progress: Progress) -> None:
+        self.parts, self.train_share, self.total, self._progress = parts, train_share, total, progress
         self.cut: int | None = None
+
+    def progress(self, doing: str, done: int) -> None:
+        self._progress(doing, done, self.total)
 
     def all(self) -> Iterator[str]:
         """All of it, each piece once, with the line ends that `splits` may put between; finds the place of the cut."""
@@ -208,55 +217,75 @@ def _cut_at(text: Iterator[str], place: int) -> tuple[Iterator[str], Iterator[st
     return head(), tail()
 
 
-def _trained_before(kind: type[Tokenizer], fingerprint: str) -> Tokenizer | None:
+def _trained_before(key: str) -> Tokenizer | None:
     try:
-        return from_json(read_record("tokenizers", _tokenizer_key(kind, fingerprint)) or {})
+        return from_json(read_record("tokenizers", key) or {})
     except UserError:
         return None
 
 
-def _train(kind: type[Tokenizer], fingerprint: str, text: _Text, name: str) -> Tokenizer:
+def _train(
+    kind: type[Tokenizer], size: int | None, specials: Sequence[str], key: str, text: _Text, name: str
+) -> Tokenizer:  # fmt: skip
     pieces = text.all()
     first = next(pieces, None)
     if first is None:
         raise UserError(f"{name} holds no text")
-    tokenizer = kind.train(itertools.chain([first], pieces))
-    write_record("tokenizers", _tokenizer_key(kind, fingerprint), tokenizer.to_json())
+    pieces = itertools.chain([first], pieces)
+    if kind.sample is not None:
+        pieces = _spread(pieces, kind.sample, text)
+    tokenizer = kind.train(pieces, vocab_size=size, specials=specials)
+    write_record("tokenizers", key, tokenizer.to_json())
     return tokenizer
 
 
-def _tokenizer_key(kind: type[Tokenizer], fingerprint: str) -> str:
-    return cache_key(["tokenizer", kind.name, fingerprint])
+def _spread(pieces: Iterator[str], most: int, text: _Text) -> Iterator[str]:
+    """Pieces from all over the text, about `most` characters together."""
+    taken = done = 0
+    for piece in pieces:
+        done += len(piece)
+        if taken * text.total <= most * done:
+            taken += len(piece)
+            yield piece
+    text.progress("training the tokenizer", done)
 
 
 def _write(
     key: str, name: str, text: _Text, tokenizer: Tokenizer, identities: Iterable[Identity], *, may_hold_unknown: bool
 ) -> None:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    needed = sum(part.bytes for part in identities) * dtype.itemsize
+    needed = text.total * dtype.itemsize
     counts: list[tuple[int, int, int]] = []
     unknown: dict[str, None] = {}
+    read = 0
+
+    def known(split: Iterator[str]) -> Iterator[str]:
+        """The text without what has no token."""
+        nonlocal read
+        for piece in split:
+            read += len(piece)
+            if may_hold_unknown and (strange := tokenizer.unknown_characters(piece)):
+                unknown.update(dict.fromkeys(strange))
+                piece = piece.translate(dict.fromkeys(map(ord, strange)))
+            yield piece
+
     done = 0
     with storing(token_path(key), needed=needed) as file:
         start_tokens(file)
         for split in text.splits():
             tokens = chars = size = 0
-            for piece in split:
-                done += len(piece)
-                if may_hold_unknown and (strange := tokenizer.unknown_characters(piece)):
-                    unknown.update(dict.fromkeys(strange))
-                    piece = piece.translate(dict.fromkeys(map(ord, strange)))
-                ids = tokenizer.encode(piece, unknown="error")
+            for piece, ids in tokenizer.encode_pieces(known(split)):
                 file.write(ids.astype(dtype).data)
                 tokens += len(ids)
                 chars += len(piece)
                 size += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
-                text.progress("tokenising", done)
+                text.progress("tokenising", done + chars)
+            done += chars
             counts.append((tokens, chars, size))
         if tuple(part.identity() for part in text.parts) != tuple(identities):
             raise UserError(f"{name}: the text changed while it was being read; try again")
         if sum(tokens for tokens, _, _ in counts) < 2:
-            raise UserError(_too_short(name, done, unknown))
+            raise UserError(_too_short(name, read, unknown))
         finish_tokens(file, Description(key, name, dtype.str, *counts[0], *counts[1], "".join(unknown)[:_MOST_UNKNOWN]))
 
 

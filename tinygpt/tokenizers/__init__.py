@@ -16,11 +16,29 @@ from pathlib import Path
 from tinygpt_kernels.spec import unknown
 
 from ..errors import UserError
-from ._base import FORMAT, VERSION, Tokenizer, UnknownPolicy, name_characters
+from ._base import (
+    END,
+    FORMAT,
+    PAD,
+    START,
+    UNKNOWN,
+    VERSION,
+    Decoder,
+    Tokenizer,
+    UnknownPolicy,
+    check_size,
+    name_characters,
+)
 
 __all__ = [
+    "END",
+    "PAD",
+    "START",
+    "UNKNOWN",
+    "Decoder",
     "Tokenizer",
     "UnknownPolicy",
+    "check_size",
     "from_json",
     "known_tokenizers",
     "load",
@@ -61,8 +79,15 @@ def from_json(values: Mapping[str, object]) -> Tokenizer:
         raise UserError(
             f"tokenizer of format version {version}; this tinygpt reads up to version {VERSION}: upgrade tinygpt"
         )
-    payload = {key: value for key, value in values.items() if key not in ("format", "version", "type")}
-    return tokenizer_class(str(values.get("type"))).from_payload(payload)
+    specials = values.get("specials", [])
+    if (
+        not isinstance(specials, list)
+        or not all(isinstance(s, str) and s for s in specials)
+        or len(set(specials)) != len(specials)
+    ):
+        raise UserError("damaged tokenizer: 'specials' must be a list of distinct names")
+    payload = {key: value for key, value in values.items() if key not in ("format", "version", "type", "specials")}
+    return tokenizer_class(str(values.get("type"))).from_payload(payload, specials)
 
 
 def load(path: str | Path) -> Tokenizer:

@@ -2,107 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ._base import Tokenizer, UnknownPolicy, name_characters
+from ._base import REPLACEMENT, UNKNOWN, Tokenizer, UnknownPolicy, check_size, check_specials
+from ._codes import Characters, Seen, characters, checked, code_points, damaged_characters, settled
 
-_CODE_POINTS = 0x110000
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_HIDDEN = 0xFFFFFFFF  # in place of a special token's code point
 
 
 class CharTokenizer(Tokenizer):
     """The characters of the text it was trained on; with `unknown_token`, one more token for all others.
 
+    decode(encode(x)) == x for every x of those characters, and encode(x + y) is encode(x), encode(y).
+
     Args:
-        characters: distinct characters; a character's id is its place.
-        unknown_token: add a last token for characters never seen. It decodes to U+FFFD.
+        characters: distinct characters; a character's id is its place after the special tokens.
+        unknown_token: add a last token for characters never seen. It decodes to U+FFFD, as the special token <unk> does.
     """
 
     name = "char"
 
-    def __init__(self, characters: str, *, unknown_token: bool = False) -> None:
+    def __init__(self, characters: str, *, unknown_token: bool = False, specials: Sequence[str] = ()) -> None:
         if not characters or len(set(characters)) != len(characters):
             raise ValueError("a character tokenizer needs one or more distinct characters")
         self.characters = characters
         self.unknown_token = unknown_token
-        codes = _code_points(characters)
-        # One entry past the largest code point stands for all that follow: `take` with mode="clip" ends there.
-        self._id_of = np.full(int(codes.max()) + 2, -1, np.int64)
-        self._id_of[codes] = np.arange(len(codes))
-        self._code_of = np.append(codes, np.uint32(ord(_REPLACEMENT))) if unknown_token else codes
+        self.specials = check_specials(specials)
+        self._ids = Characters(characters, len(self.specials))
+        hidden = [ord(REPLACEMENT) if name == UNKNOWN else _HIDDEN for name in self.specials]
+        last = [ord(REPLACEMENT)] if unknown_token else []
+        self._code_of = np.concatenate(
+            [np.array(hidden, np.uint32), code_points(characters), np.array(last, np.uint32)]
+        )
 
     @classmethod
-    def train(cls, texts: Iterable[str], *, unknown_token: bool = False) -> CharTokenizer:
-        seen = np.zeros(_CODE_POINTS, bool)
+    def train(
+        cls, texts: Iterable[str], *, vocab_size: int | None = None, specials: Sequence[str] = (),
+        unknown_token: bool = False,
+    ) -> CharTokenizer:  # fmt: skip
+        check_size(cls.name, vocab_size)
+        seen = Seen()
         for text in texts:
-            seen[_code_points(text)] = True
-        characters = _text(np.flatnonzero(seen).astype(np.uint32))
-        if not characters:
+            seen.add(text)
+        found = seen.characters()
+        if not found:
             raise UserError("there is no text to train a character tokenizer on")
-        return cls(characters, unknown_token=unknown_token)
+        return cls(found, unknown_token=unknown_token, specials=specials)
 
     @property
     def vocab_size(self) -> int:
         return len(self._code_of)
 
+    @property
+    def unknown_id(self) -> int | None:
+        return self.vocab_size - 1 if self.unknown_token else super().unknown_id
+
     def encode(self, text: str, *, unknown: UnknownPolicy = "drop") -> NDArray[np.int64]:
-        ids = self._id_of.take(_code_points(text), mode="clip")
-        missing = ids < 0
-        if not missing.any():
+        ids = self._ids.ids(text)
+        if not (ids < 0).any():
             return ids
-        if unknown == "drop":
-            return ids[~missing]
-        if unknown == "replace" and self.unknown_token:
-            ids[missing] = self.vocab_size - 1
-            return ids
-        names = name_characters(self.unknown_characters(text))
-        if unknown == "replace":
-            raise UserError(
-                f"no token for {names}, and this tokenizer was trained without an unknown token to put in their place; "
-                "leave them out with unknown='drop'"
-            )
-        raise UserError(f"no token for {names}: the text this tokenizer was trained on did not hold them")
+        return settled(ids, self._ids.missing(text), unknown, self.unknown_id)
 
     def decode(self, ids: Iterable[int] | NDArray[np.integer]) -> str:
-        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
-        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
-            wrong = array[(array < 0) | (array >= self.vocab_size)][0]
-            raise ValueError(f"token id {wrong} is not one of this tokenizer's 0 .. {self.vocab_size - 1}")
-        return _text(self._code_of[array])
+        codes = self._code_of[checked(ids, self.vocab_size)]
+        return characters(codes[codes != _HIDDEN] if self.specials else codes)
 
     def unknown_characters(self, text: str) -> str:
-        codes = _code_points(text)
-        missing = codes[self._id_of.take(codes, mode="clip") < 0]
-        return "".join(dict.fromkeys(_text(missing)))
+        return self._ids.missing(text)
+
+    def tokens(self) -> list[str]:
+        return [*self.specials, *self.characters, *([REPLACEMENT] if self.unknown_token else [])]
 
     def payload(self) -> dict[str, object]:
         # A list: in one JSON text, two neighbouring lone surrogates would come back as a single character.
         return {"characters": list(self.characters), "unknown_token": self.unknown_token}
 
     @classmethod
-    def from_payload(cls, payload: Mapping[str, object]) -> CharTokenizer:
+    def from_payload(cls, payload: Mapping[str, object], specials: Sequence[str] = ()) -> CharTokenizer:
         characters, unknown_token = payload.get("characters"), payload.get("unknown_token")
         if payload.keys() != {"characters", "unknown_token"}:
             raise UserError(
                 f"damaged character tokenizer: it holds {sorted(payload)}, not characters and unknown_token"
             )
-        if not isinstance(characters, list) or not all(isinstance(c, str) and len(c) == 1 for c in characters):
-            raise UserError("damaged character tokenizer: 'characters' must be a list of single characters")
-        if not characters or len(set(characters)) != len(characters):
-            raise UserError("damaged character tokenizer: 'characters' must be distinct, and at least one")
+        if wrong := damaged_characters(characters):
+            raise UserError(f"damaged character tokenizer: {wrong}")
         if not isinstance(unknown_token, bool):
             raise UserError("damaged character tokenizer: 'unknown_token' must be true or false")
-        return cls("".join(characters), unknown_token=unknown_token)
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    # Lone surrogates reach us from command lines that are not UTF-8; they are characters like any other.
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def _text(codes: NDArray[np.uint32]) -> str:
-    return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+        assert isinstance(characters, list)
+        return cls("".join(characters), unknown_token=unknown_token, specials=specials)

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 
@@ -47,6 +55,9 @@ class Display:
     def evaluating(self, done: int, total: int) -> None:
         """So many tokens of a long evaluation are done."""
 
+    def preparing(self, doing: str, done: int, total: int | None) -> None:
+        """Text is read for the first time: so many characters are done, of about so many; None: nobody knows."""
+
     def sample(self, step: int, text: str) -> None:
         """Text the model wrote."""
 
@@ -85,14 +96,18 @@ class Live(Display):
             TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
         self._task: TaskID | None = None
+        self._preparing: Progress | None = None
+        self._doing = ""
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        self._prepared()
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for label, value in rows:
             table.add_row(f"[dim]{label}", value)
         self.console.print(table)
 
     def note(self, message: str) -> None:
+        self._prepared()
         self.console.print(message, markup=False, highlight=False)
 
     def update(self, status: Status) -> None:
@@ -108,10 +123,31 @@ class Live(Display):
         self.note(f"step {status.step:>6}  {status}")
 
     def evaluating(self, done: int, total: int) -> None:
+        self._prepared()
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("", total=total, status="")
         self._progress.update(self._task, completed=done, total=total, status="tokens evaluated")
+
+    def preparing(self, doing: str, done: int, total: int | None) -> None:
+        if doing != self._doing:
+            if self._preparing is None:
+                self._preparing = Progress(
+                    TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                    console=self.console, transient=True,
+                )  # fmt: skip
+                self._preparing.start()
+            for task in self._preparing.task_ids:
+                self._preparing.remove_task(task)
+            self._doing = doing
+            self._preparing.add_task(doing, total=total)
+        assert self._preparing is not None
+        self._preparing.update(self._preparing.task_ids[0], completed=done, total=total)
+
+    def _prepared(self) -> None:
+        if self._preparing is not None:
+            self._preparing.stop()
+            self._preparing, self._doing = None, ""
 
     def sample(self, step: int, text: str) -> None:
         self.console.rule(f"[dim]sample at step {step}", align="left", style="dim")
@@ -119,6 +155,7 @@ class Live(Display):
         self.console.rule(style="dim")
 
     def close(self) -> None:
+        self._prepared()
         self._progress.stop()
         if self._task is not None:
             self._progress.remove_task(self._task)

@@ -205,8 +205,9 @@ class Trainer:
 
     def _read(self, run: Run | None) -> tuple[Corpus, Tokenizer]:
         if run is None:
-            return prepare(self.config.data.sources, self.config.data.tokenizer, progress=None)
-        corpus, tokenizer = prepare(self.config.data.sources, run.tokenizer)
+            data = self.config.data
+            return prepare(data.sources, data.tokenizer, vocab_size=data.vocab_size, progress=self.display.preparing)
+        corpus, tokenizer = prepare(self.config.data.sources, run.tokenizer, progress=self.display.preparing)
         recorded = run.facts.get("corpus", {})
         if recorded.get("fingerprint") != corpus.fingerprint:
             before = {part["name"]: part["sha256"] for part in recorded.get("parts", [])}
