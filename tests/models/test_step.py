@@ -82,7 +82,7 @@ def test_a_further_microbatch_adds():
     expected = gradients(model)
     step = Step(model, optimizer, 3)
     for i, (x, y) in enumerate(batches):
-        step(x, y, denominator=denominator, add=i > 0)
+        step(x, y, denominator, add=i > 0)
     compare(gradients(model), expected)
 
 

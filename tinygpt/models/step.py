@@ -100,18 +100,19 @@ class Step:
         self.gradients = optimizer.flat_gradients()
         self._allocate()
 
-    def __call__(self, *batch: Tensor, denominator: Tensor | None = None, add: bool = False) -> Tensor:
+    def __call__(
+        self, tokens_BT: Tensor, targets_BT: Tensor, denominator: Tensor | None = None, *, add: bool = False
+    ) -> Tensor:
         """Mean loss of a batch, as `GPT.forward` has it; its gradients are in the buffers afterwards.
 
         Args:
-            batch: tokens and targets, int64 [B, T] each.
+            tokens_BT, targets_BT: int64 [B, T].
             denominator: as in `GPT.forward`.
             add: to the gradients that are there, for a further microbatch.
 
         Returns:
             scalar loss, at least float32; a buffer that the next call writes again.
         """
-        tokens_BT, targets_BT = batch
         if tokens_BT.shape != (self.B, self.T):
             raise ValueError(f"this step is made for {self.B} x {self.T} tokens, not {tuple(tokens_BT.shape)}")
         with torch.no_grad():

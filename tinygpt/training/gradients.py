@@ -28,12 +28,16 @@ class Autograd:
         self.forward = torch.compile(model) if compiled else model
         self.optimizer, self.loss_scale, self.precision = optimizer, loss_scale, precision
 
-    def __call__(self, *batch: Tensor, denominator: Tensor | None = None, add: bool = False) -> Tensor:
-        """The loss of a batch; its gradients are every parameter's `grad`, added to what was there if `add`."""
+    def __call__(self, first: Tensor, *rest: Tensor | None, add: bool = False) -> Tensor:
+        """The loss of a batch; its gradients are every parameter's `grad`, added to what was there if `add`.
+
+        Args:
+            first, rest: the batch, and perhaps a denominator: what the model's `forward` takes.
+        """
         if not add:
             self.optimizer.zero_grad()
-        with autocast(batch[-1].device, self.precision):
-            loss: Tensor = self.forward(*batch, denominator)
+        with autocast(first.device, self.precision):
+            loss: Tensor = self.forward(first, *rest)
         (loss * self.loss_scale.scale if self.loss_scale.enabled else loss).backward()
         return loss.detach()
 

@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -169,8 +169,9 @@ class Trainer:
         if len(batches) > 1:
             denominator = torch.stack([(batch[-1] != IGNORED).sum() for batch in batches]).sum().float()
         total = torch.zeros((), device=self.device)
+        loss_of: Callable[..., torch.Tensor] = self.gradients
         for micro, batch in enumerate(batches):
-            total += self.gradients(*batch, denominator=denominator, add=micro > 0)
+            total += loss_of(*batch, denominator, add=micro > 0)
         self.loss_scale.unscale(p.grad for p in self.optimizer.parameters.values())
         norm = self.optimizer.clip()
         if self.device.type == "cpu":  # reading a number from elsewhere waits: there it is read when it is logged
