@@ -110,6 +110,8 @@ class OptimConfig:
     """Learning rate at the last step; of inverse_sqrt the least one."""
     warmup: int = 100
     """Steps of linear warm-up."""
+    cooldown: float = 0.0
+    """Share of the steps, the last ones, in which the rate falls in a line to min_lr from what it was."""
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
@@ -122,6 +124,7 @@ class OptimConfig:
         _require(self.lr > 0, "optim.lr", self.lr, "above 0")
         _require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr={self.lr}")
         _require(self.warmup >= 0, "optim.warmup", self.warmup, "at least 0")
+        _require(0 <= self.cooldown <= 1, "optim.cooldown", self.cooldown, "between 0 and 1")
         _require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "at least 0 and below 1")
         _require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "at least 0 and below 1")
         _require(self.clip is None or self.clip > 0, "optim.clip", self.clip, "above 0, or none")

@@ -19,12 +19,16 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
     cosine: half a cosine (Loshchilov, Hutter 2017, eq. 5). linear: a line. exponential: the same factor at every step.
     inverse_sqrt: lr * min((step + 1) / warmup, (warmup / (step + 1))^0.5) (Vaswani et al. 2017, eq. 3), whatever the length
-    of the run, and never below `min_lr`.
+    of the run, and never below `min_lr`. Where there is a cooldown, its line takes the place of any of them at the end.
 
     Args:
         step: 0 at the first step. steps: length of the run.
     """
     c = config
+    fall = round(steps * (1 - c.cooldown))
+    if fall < steps and fall < step:
+        share = max(0, steps - step) / (steps - fall)
+        return c.min_lr + share * (learning_rate(c, fall, steps) - c.min_lr)
     if c.schedule == "inverse_sqrt":
         warmup = max(1, c.warmup)
         rate = c.lr * min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))

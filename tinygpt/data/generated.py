@@ -27,11 +27,17 @@ class _Draw(random.Random):
 def _distinct(seed: int, make: Callable[[_Draw], tuple[str, str]], count: int = _COUNT) -> Iterator[tuple[str, str]]:
     draw = _Draw(seed)
     seen: set[str] = set()
-    while len(seen) < count:
+    made: list[tuple[str, str]] = []
+    while len(made) < count:
         first, second = make(draw)
         if first not in seen:
             seen.add(first)
-            yield first, second
+            made.append((first, second))
+    # There are few short inputs, and they come early: unless shuffled, all of them would be held out.
+    for i in range(count - 1, 0, -1):
+        j = draw.below(i + 1)
+        made[i], made[j] = made[j], made[i]
+    return iter(made)
 
 
 def _word(draw: _Draw) -> str:

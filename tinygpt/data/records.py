@@ -208,7 +208,7 @@ def _read_csv(lines: Iterator[str], columns: tuple[str, str], name: str) -> Fiel
                 raise UserError(f"{name} line {rows.line_num} has fewer columns than the first line names")
             yield rows.line_num, first, second
     except csv.Error as error:
-        raise UserError(f"{name} line {rows.line_num} is no CSV: {error}") from None
+        raise UserError(f"{name} line {rows.line_num + 1} is no CSV: {error}") from None
 
 
 def _read_jsonl(lines: Iterator[str], columns: tuple[str, str], name: str) -> Fields:

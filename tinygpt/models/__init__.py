@@ -103,11 +103,11 @@ MODELS: dict[str, Kind] = {
         _BLOCKS | {"label_smoothing"},
         RunConfig(
             preset="transformer",
-            model=ModelConfig(name="transformer", layers=2, width=128, block_size=48, norm="post", activation="relu",
+            model=ModelConfig(name="transformer", layers=2, width=64, block_size=48, norm="post", activation="relu",
                               positions="sinusoidal", bias=True, label_smoothing=0.1),
-            optim=OptimConfig(schedule="inverse_sqrt", lr=2e-3, min_lr=0.0, warmup=200, beta2=0.98, eps=1e-9,
+            optim=OptimConfig(schedule="inverse_sqrt", lr=2e-3, min_lr=0.0, warmup=100, cooldown=0.3, beta2=0.98, eps=1e-9,
                               weight_decay=0.0),
-            training=TrainingConfig(steps=1500, batch_size=64, eval_every=250, sample_tokens=5),
+            training=TrainingConfig(steps=1200, batch_size=64, eval_every=200, checkpoint_every=200),
         ),
         extra_tokens=2,
     ),
@@ -122,7 +122,7 @@ MODELS: dict[str, Kind] = {
             model=ModelConfig(name="encoder", layers=2, width=64, block_size=64, bias=True, dropout=0.1),
             data=DataConfig(tokenizer="whitespace"),
             optim=OptimConfig(warmup=50),
-            training=TrainingConfig(steps=500, batch_size=32, eval_every=100, sample_tokens=5),
+            training=TrainingConfig(steps=500, batch_size=32, eval_every=100, checkpoint_every=100),
         ),
     ),
 }  # fmt: skip
