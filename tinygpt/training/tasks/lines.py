@@ -58,13 +58,11 @@ class Lines(Stream):
 
     def _batch(self, tokens: Tokens, starts: NDArray[np.int64], index: NDArray[np.int64], size: int) -> Batch:
         T = self.config.model.block_size
-        begin, length = starts[index], starts[index + 1] - starts[index]
-        place = np.arange(T)
-        real = place < length[:, None]
+        place = starts[index][:, None] + np.arange(T)
+        real = place < starts[index + 1][:, None]
         x, y = np.zeros((size, T), np.int64), np.full((size, T), IGNORED, np.int64)
-        at = np.where(real, begin[:, None] + place, 0)
-        x[: len(index)] = np.where(real, tokens[at - real], 0)
-        y[: len(index)] = np.where(real, tokens[at], IGNORED)
+        x[: len(index)][real] = tokens[place[real] - 1]
+        y[: len(index)][real] = tokens[place[real]]
         return moved((x, y), self.device)
 
 

@@ -181,7 +181,9 @@ def bleu(written: Sequence[str], wanted: Sequence[str]) -> float | None:
     except ImportError:
         return None
     tokenize = "13a" if any(" " in text for text in wanted) else "char"
-    return float(sacrebleu.corpus_bleu(list(written), [list(wanted)], tokenize=tokenize).score)
+    # Effective order: where every target is shorter than four words, the longer n-grams that nobody has do not count.
+    metric = sacrebleu.BLEU(tokenize=tokenize, effective_order=True)
+    return float(metric.corpus_score(list(written), [list(wanted)]).score)
 
 
 TASK = Pairs
