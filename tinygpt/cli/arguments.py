@@ -40,8 +40,10 @@ class Train:
             help_behavior_hint="(default: shakespeare if installed, else python; reverse; opinions)",
         ),
     ] = ()
-    """What to read. Text: files, or shakespeare, python, tiny_shakespeare, tinystories. Pairs: reverse, sort, dates, multi30k,
-    or a file with source and target (.tsv, .csv, .jsonl). Labelled lines: opinions, or a file with text and label."""
+    """What to read, by kind.
+    Text: shakespeare, python, tiny_shakespeare, tinystories, or text files.
+    Pairs: reverse, sort, dates, multi30k, or .tsv, .csv, .jsonl with source, target.
+    Labelled: opinions, or .csv, .jsonl, .tsv with text, label."""
     tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's)")] = None
     """How text becomes tokens."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)")] = None

@@ -36,6 +36,9 @@ def _evaluate(args: Eval) -> int:
 
     run = Run.open(args.run)
     device = machine.pick_device(args.device)
+    if not args.strict:
+        tell_idle(args.backend, device.type)
+    model = models.load(run, backend=args.backend, strict=args.strict, device=str(device))
     task = open_task(run.config, device, run, data=flat(args.data))
     if isinstance(task, Pairs):
         task.beams = args.beams
@@ -43,10 +46,7 @@ def _evaluate(args: Eval) -> int:
         raise UserError(f"--beams is for translations; {args.run} is a {run.config.model.name}")
     for notice in task.corpus.notices:
         print(f"tinygpt: {notice}", file=sys.stderr)
-    if not args.strict:
-        tell_idle(args.backend, device.type)
     precision = machine.pick_precision(run.config.training.precision, device)
-    model = models.load(run, backend=args.backend, strict=args.strict, device=str(device))
     display = for_errors()
     found = task.evaluate(model, precision, display.evaluating)
     display.close()
