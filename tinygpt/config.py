@@ -24,24 +24,36 @@ def _require(condition: bool, key: str, value: object, rule: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The decoder's shape (Radford et al. 2019, with options)."""
+    """Which model, and its shape. One flat set of options; `tinygpt.models.MODELS` says which of them each model has."""
 
+    name: str = "gpt"
+    """gpt, average, bigram, minilm, transformer or encoder."""
     layers: int = 4
-    """Transformer blocks."""
+    """Transformer blocks; of an encoder-decoder as many in each half."""
     heads: int = 4
     """Query heads; width must be a multiple of it."""
     kv_heads: int | None = None
     """Key and value heads (Ainslie et al. 2023); None: as many as heads."""
     width: int = 128
-    """Channels of the residual stream."""
+    """Channels of an embedding, and of the residual stream."""
+    hidden: int | None = None
+    """Channels inside feed-forward layers; None: four times the width."""
     block_size: int = 64
-    """Tokens of context."""
+    """Tokens of context; of an encoder-decoder on each side."""
+    norm: Literal["pre", "post"] = "pre"
+    """Where layer norm stands: before each sublayer (GPT-2), or after each addition (Vaswani et al. 2017)."""
+    activation: Literal["gelu", "relu"] = "gelu"
+    """Inside feed-forward layers."""
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    """A trained table, or the sines and cosines of Vaswani et al. 2017, section 3.5."""
     bias: bool = False
     """Biases in linear layers and norms."""
     dropout: float = 0.0
-    """Dropout of attention weights, residual branches and embeddings."""
+    """Dropout of attention weights, residual branches, embeddings and hidden layers."""
     gelu: Literal["none", "tanh"] = "none"
     """GELU itself, or its tanh approximation (GPT-2's)."""
+    label_smoothing: float = 0.0
+    """Weight of the uniform distribution among the targets of training (Szegedy et al. 2016, section 7)."""
     vocab_multiple: int = 1
     """The tables are padded to a multiple of this many rows; padding takes part in no loss and no sample."""
 
@@ -53,6 +65,9 @@ class ModelConfig:
         _require(self.block_size >= 1, "model.block_size", self.block_size, "at least 1")
         _require(self.vocab_multiple >= 1, "model.vocab_multiple", self.vocab_multiple, "at least 1")
         _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "at least 0 and below 1")
+        _require(self.hidden is None or self.hidden >= 1, "model.hidden", self.hidden, "at least 1, or none")
+        smoothing = self.label_smoothing
+        _require(0.0 <= smoothing < 1.0, "model.label_smoothing", smoothing, "at least 0 and below 1")
         if self.width % self.heads:
             below = self.width // self.heads * self.heads
             raise UserError(
@@ -66,13 +81,18 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    @property
+    def inner(self) -> int:
+        """Channels inside feed-forward layers."""
+        return 4 * self.width if self.hidden is None else self.hidden
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is read, and how it is cut into tokens."""
 
     sources: tuple[str, ...] = ()
-    """Names of corpora or text files; none: the plays if installed, else the standard library's source."""
+    """Names of corpora or files; none: the model's default (of text: the plays if installed, else Python's own source)."""
     tokenizer: str = "char"
     vocab_size: int | None = None
     """Tokens at most, of a tokenizer that is trained on the text; None: the tokenizer's default."""
@@ -83,14 +103,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay."""
+    """The optimizer, and its learning rate over time: linear warm-up, then a decay."""
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or plain stochastic gradient descent."""
+    schedule: Literal["cosine", "linear", "exponential", "inverse_sqrt"] = "cosine"
+    """The decay. inverse_sqrt: that of Vaswani et al. 2017, section 5.3, with lr its peak (theirs: (width · warmup)^-0.5)."""
     lr: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 1e-4
-    """Learning rate at the last step."""
+    """Learning rate at the last step; of inverse_sqrt the least one."""
     warmup: int = 100
     """Steps of linear warm-up."""
+    cooldown: float = 0.0
+    """Share of the steps, the last ones, in which the rate falls in a line to min_lr from what it was."""
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
@@ -103,9 +129,12 @@ class OptimConfig:
         _require(self.lr > 0, "optim.lr", self.lr, "above 0")
         _require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"between 0 and optim.lr={self.lr}")
         _require(self.warmup >= 0, "optim.warmup", self.warmup, "at least 0")
+        _require(0 <= self.cooldown <= 1, "optim.cooldown", self.cooldown, "between 0 and 1")
         _require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "at least 0 and below 1")
         _require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "at least 0 and below 1")
         _require(self.clip is None or self.clip > 0, "optim.clip", self.clip, "above 0, or none")
+        if self.schedule == "exponential":
+            _require(self.min_lr > 0, "optim.min_lr", self.min_lr, "above 0 where optim.schedule=exponential")
 
 
 @dataclass(frozen=True)
@@ -136,6 +165,8 @@ class TrainingConfig:
     """Checkpoints kept, the newest first; the best is kept beside them."""
     sample_every: int = 500
     """Steps between text samples; 0: only at the end."""
+    sample_before: bool = False
+    """Sample before the first step too."""
     sample_tokens: int = 200
     """Tokens per sample."""
     log_every: int = 10

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .errors import UserError
-from .models.gpt import GPT
+from .models._base import Model
 from .tokenizers import Tokenizer
 
 
@@ -23,14 +23,16 @@ def next_token(logits_V: torch.Tensor, temperature: float, top_k: int | None, ge
 
 
 def generate(
-    model: GPT, tokens: Sequence[int], *, count: int, temperature: float = 0.8, top_k: int | None = None,
-    seed: int | None = None,
+    model: Model, tokens: Sequence[int], *, count: int, temperature: float = 0.8, top_k: int | None = None,
+    seed: int | None = None, line_end: int | None = None,
 ) -> Iterator[int]:  # fmt: skip
     """Token ids that follow `tokens`, as they are drawn. The model sees the last `block_size` tokens.
 
     Args:
+        model: of text: `model(tokens)` must be the logits of what follows.
         tokens: at least one id. count: how many to draw. temperature: 0 is greedy. top_k: None means all.
         seed: None draws from PyTorch's global generator.
+        line_end: a token before whose last appearance the model sees nothing, if it was trained on lines.
 
     Raises:
         UserError: a value out of range.
@@ -43,13 +45,14 @@ def generate(
         raise UserError(f"--top-k {top_k} must be at least 1")
     if count < 0:
         raise UserError(f"--tokens {count} must be at least 0")
-    return _draw(model, list(tokens), count, temperature, top_k, seed)
+    return _draw(model, list(tokens), count, temperature, top_k, seed, line_end)
 
 
 def _draw(
-    model: GPT, context: list[int], count: int, temperature: float, top_k: int | None, seed: int | None
-) -> Iterator[int]:
-    device = model.token.device
+    model: Model, context: list[int], count: int, temperature: float, top_k: int | None, seed: int | None,
+    line_end: int | None,
+) -> Iterator[int]:  # fmt: skip
+    device = model.device
     # On the CPU whatever the model's device is: a seed then means the same text everywhere, up to rounding.
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     was_training = model.training
@@ -57,8 +60,10 @@ def _draw(
     try:
         for _ in range(count):
             with torch.inference_mode():
-                window = torch.tensor([context[-model.config.block_size :]], device=device)
-                logits = model(window)[0].cpu()
+                window = context[-model.config.block_size :]
+                if line_end in window:
+                    window = window[len(window) - 1 - window[::-1].index(line_end) :]
+                logits = model(torch.tensor([window], device=device))[0].cpu()
             token = next_token(logits, temperature, top_k, generator)
             context.append(token)
             yield token
@@ -76,15 +81,23 @@ def start(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def sample(
-    model: GPT, tokenizer: Tokenizer, prompt: str = "", *, count: int = 200, temperature: float = 0.8,
-    top_k: int | None = None, seed: int | None = None,
+    model: Model, tokenizer: Tokenizer, prompt: str = "", *, count: int = 200, temperature: float = 0.8,
+    top_k: int | None = None, seed: int | None = None, line_end: int | None = None,
 ) -> Iterator[str]:  # fmt: skip
     """The continuation of a prompt, piece by piece: as soon as a token completes a character, and never less than one."""
     prompt_ids = start(tokenizer, prompt)
     decoder = tokenizer.decoder()
     decoder.feed(prompt_ids)  # what follows a word begins with a space, where words are tokens
-    for token in generate(model, prompt_ids, count=count, temperature=temperature, top_k=top_k, seed=seed):
+    for token in generate(
+        model, prompt_ids, count=count, temperature=temperature, top_k=top_k, seed=seed, line_end=line_end
+    ):
         if piece := decoder.feed([token]):
             yield piece
     if rest := decoder.finish():
         yield rest
+
+
+def line_end(tokenizer: Tokenizer) -> int | None:
+    """The token that ends a line, where one token does."""
+    ids = tokenizer.encode("\n")
+    return int(ids[0]) if len(ids) == 1 else None

@@ -22,30 +22,39 @@ _Words: TypeAlias = UseAppendAction[tuple[tuple[str, ...], ...]]
 
 @dataclass(frozen=True)
 class Train:
-    """Train a model on text, into a directory that holds all it takes to go on.
+    """Train a model, into a directory that holds all it takes to go on.
 
-    Without any argument: this machine's preset on the default corpus.
+    Without any argument: a gpt, by this machine's preset, on the default corpus.
     """
 
+    model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: gpt)")] = None
+    """What is trained: bigram, average, minilm or gpt on text, transformer on pairs, encoder on labelled lines."""
     preset: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: char-gpu on a GPU, char-cpu elsewhere)")
     ] = None
-    """Where the settings start from: char-cpu, char-gpu or gpt2."""
+    """Where a gpt's settings start from: char-cpu, char-gpu or gpt2. Other models have settings of their own."""
     backend: Annotated[str | None, arg(metavar="SPEC", help_behavior_hint="(default: auto)")] = None
     """Who computes: auto, a backend, a preference `cuda,triton`, or per op `layer_norm=cpp`; see `tinygpt backends`."""
     strict: Annotated[bool, arg(help_behavior_hint="")] = False
     """Stop rather than let torch serve what the backend cannot."""
     data: Annotated[
-        _Words, arg(metavar="NAME|FILE ...", help_behavior_hint="(default: shakespeare if installed, else python)")
+        _Words,
+        arg(
+            metavar="NAME|FILE ...",
+            help_behavior_hint="(default: shakespeare if installed, else python; reverse; opinions)",
+        ),
     ] = ()
-    """What to read: text files, or shakespeare, python, tiny_shakespeare, tinystories."""
-    tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: char)")] = None
+    """What to read, by kind.
+    Text: shakespeare, python, tiny_shakespeare, tinystories, or text files.
+    Pairs: reverse, sort, dates, multi30k, or .tsv, .csv, .jsonl with source, target.
+    Labelled: opinions, or .csv, .jsonl, .tsv with text, label."""
+    tokenizer: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the model's)")] = None
     """How text becomes tokens: char, word, whitespace, bpe, unigram or gpt2; `tinygpt data` compares them."""
     vocab_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the tokenizer's)")] = None
     """Tokens at most, of word, whitespace, bpe and unigram."""
     steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)")] = None
     """Optimizer steps; with --resume the new total."""
-    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/CORPUS-PRESET)")] = None
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/CORPUS-PRESET or -MODEL)")] = None
     """The run's directory."""
     device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
     """cpu, cuda, cuda:1 or mps."""
@@ -61,18 +70,20 @@ class Train:
 
 @dataclass(frozen=True)
 class Generate:
-    """Let a trained model write; text appears as it is sampled."""
+    """Let a trained model write: continue a text, translate a line, or name its class."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's directory, for example runs/shakespeare-char-cpu."""
     prompt: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: none, a new line)")] = ""
-    """What the model continues."""
+    """What the model continues, translates or classifies."""
     tokens: Annotated[int, arg(metavar="N")] = 500
     """How many tokens to write."""
     temperature: Annotated[float, arg(metavar="T")] = 0.8
     """0 always takes the likeliest token; above 1 is wilder than the model."""
     top_k: Annotated[int | None, arg(metavar="K", help_behavior_hint="(default: all)")] = None
     """Draw from the K likeliest tokens only."""
+    beams: Annotated[int, arg(metavar="K")] = 1
+    """Of a translation: the K best beginnings are followed; 1 is greedy."""
     seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: another each time)")] = None
     """The same seed writes the same text."""
     backend: Annotated[str, arg(metavar="SPEC")] = "auto"
@@ -115,14 +126,16 @@ class Data:
 
 @dataclass(frozen=True)
 class Eval:
-    """Measure a trained model on its validation split, or on other text."""
+    """Measure a trained model on its validation split, or on other data."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """A run's directory."""
     data: Annotated[
         _Words, arg(metavar="NAME|FILE ...", help_behavior_hint="(default: the run's validation split)")
     ] = ()
-    """Other text, all of it, in the run's tokens."""
+    """Other data, all of it, in the run's tokens."""
+    beams: Annotated[int, arg(metavar="K")] = 1
+    """Of translations: as for `tinygpt generate`."""
     backend: Annotated[str, arg(metavar="SPEC")] = "auto"
     """Who computes; see `tinygpt backends`."""
     strict: Annotated[bool, arg(help_behavior_hint="")] = False
@@ -130,7 +143,7 @@ class Eval:
     device: Annotated[str | None, arg(metavar="DEVICE", help_behavior_hint="(default: a GPU if there is one)")] = None
     """cpu, cuda, cuda:1 or mps."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False
-    """Print JSON: loss, perplexity, bits_per_char, bits_per_byte."""
+    """Print JSON: of text loss, perplexity, bits_per_char, bits_per_byte; of other data its own figures."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +308,7 @@ def parse(argv: Sequence[str]) -> Command:
             command: Command = tyro.cli(
                 _Commands,
                 prog="tinygpt",
-                description=f"tinygpt {__version__}: train small GPTs and let them write, on interchangeable kernels.\n"
+                description=f"tinygpt {__version__}: train small language models and let them write, on interchangeable kernels.\n"
                 "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
                 args=argv,
                 config=(FlagCreatePairsOff, DisallowNone),

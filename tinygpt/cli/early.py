@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from tinygpt_kernels.interpreter import decide
 from tinygpt_kernels.spec import known_backends, parse_spec, unknown
 
-from ..data.sources import Source, TextFile, find
+from ..config import RunConfig, from_dict
+from ..data.records import RecordFile, find_for
+from ..data.sources import Source, TextFile
 from ..errors import UserError
+from ..models import kind
 
 
 def settle_backend(text: str) -> bool:
@@ -70,14 +75,22 @@ def find_names(kind: str, names: Sequence[str], known: Collection[str]) -> tuple
     return tuple(dict.fromkeys(names))
 
 
-def find_readable(names: Sequence[str]) -> list[Source]:
-    """The corpora and text files of these names.
+def find_readable(names: Sequence[str], model: str = "gpt") -> list[Source]:
+    """The corpora and files of these names, for a model.
 
     Raises:
-        UserError: there is none of a name, or a file that cannot be read or is empty.
+        UserError: there is none of a name, it holds what this model does not read, or a file cannot be read or is empty.
     """
-    sources = find(names)
+    sources = find_for(names, kind(model).reads, model)
     for source in sources:
-        if isinstance(source, TextFile):
+        if isinstance(source, (TextFile, RecordFile)):
             source.parts()
     return sources
+
+
+def recorded_config(run: Path) -> RunConfig | None:
+    """A run's config, read without torch: its model and backend have to be known before; None where it cannot be read."""
+    try:
+        return from_dict(json.loads((run / "config.json").read_bytes())["config"])
+    except (OSError, ValueError, LookupError, TypeError, UserError):
+        return None

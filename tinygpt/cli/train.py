@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from tinygpt_kernels.interpreter import gpu_present
 from tinygpt_kernels.spec import unknown
 
-from ..config import RunConfig, from_dict, override, preset, to_dict
+from ..config import RunConfig, override, preset, to_dict
+from ..data.records import RecordFile, find_for
 from ..data.sources import Source, TextFile, default_source, joined_name
 from ..errors import UserError
+from ..models import configure, kind
 from ..tokenizers import check_size, known_tokenizers
 from .arguments import Train, flat
 from .backends import tell_idle
-from .early import find_readable, settle_backend
+from .early import find_readable, recorded_config, settle_backend
 
 if TYPE_CHECKING:
     from ..training.trainer import Result
@@ -45,9 +46,15 @@ def plan(args: Train) -> Callable[[], int]:
     Raises:
         UserError: an argument is wrong; nothing was begun.
     """
+    if args.model is not None:
+        kind(args.model)
+    if args.preset and args.model not in (None, "gpt"):
+        raise UserError(
+            f"--preset {args.preset} is a gpt's; --model {args.model} has settings of its own, which --set changes"
+        )
     if args.resume:
         out = args.out or _new(args, args.preset or _likely_preset(args)).out
-        before = _recorded_config(out)
+        before = recorded_config(out)
         if before is None:
             return lambda: _mend(args, out)
         job = _resumed(args, out, before)
@@ -62,28 +69,36 @@ def plan(args: Train) -> Callable[[], int]:
 
 
 def _new(args: Train, preset_name: str) -> Job:
-    config = override(preset(preset_name), _assignments(args))
+    base = preset(preset_name) if args.model in (None, "gpt") else kind(args.model).defaults
+    config = configure(base, _assignments(args))
     notices = []
     if settle_backend(config.backend):
-        config = override(override(preset(preset_name), _BRIEF), _assignments(args))
+        config = configure(override(base, _BRIEF), _assignments(args))
         notices.append(f"interpreted kernels are slow, hence {' '.join(_BRIEF)} unless --set says otherwise")
     names = flat(args.data) or config.data.sources
     if names:
-        sources = find_readable(names)
+        sources = find_readable(names, config.model.name)
     else:
-        source, notice = default_source()
+        source, notice = _default_source(config.model.name)
         sources = [source]
         notices.append(notice)
     config = replace(config, data=replace(config.data, sources=_lasting_names(sources)))
-    return Job(config, args.out or Path("runs") / f"{joined_name(sources)}-{preset_name}", "\n".join(notices) or None)
+    return Job(config, args.out or Path("runs") / f"{joined_name(sources)}-{config.preset}", "\n".join(notices) or None)
 
 
 def _resumed(args: Train, out: Path, before: RunConfig) -> Job:
     """The run's own settings with what was asked for now, where a run can bear the change."""
-    after = override(before, _assignments(args))
+    if args.model not in (None, before.model.name):
+        raise UserError(
+            f"--model cannot change when a run goes on: {out} is a {before.model.name}, not a {args.model}; leave it out, or "
+            "train anew into another --out"
+        )
+    after = configure(before, _assignments(args))
     names = flat(args.data) or after.data.sources
     if names != before.data.sources:
-        after = replace(after, data=replace(after.data, sources=_lasting_names(find_readable(names))))
+        after = replace(
+            after, data=replace(after.data, sources=_lasting_names(find_readable(names, before.model.name)))
+        )
     if args.preset:
         after = replace(after, preset=args.preset)
     was, now = _leaves(to_dict(before)), _leaves(to_dict(after))
@@ -96,14 +111,6 @@ def _resumed(args: Train, out: Path, before: RunConfig) -> Job:
             )
     notice = "; ".join(f"{key} {_shown(was[key])} -> {_shown(now[key])}" for key in changed)
     return Job(after, out, f"changed from here on: {notice}" if changed else None)
-
-
-def _recorded_config(out: Path) -> RunConfig | None:
-    """A run's config, read without torch: its backend has to be known before; None where it cannot be read."""
-    try:
-        return from_dict(json.loads((out / "config.json").read_bytes())["config"])
-    except (OSError, ValueError, LookupError, TypeError, UserError):
-        return None
 
 
 def _mend(args: Train, out: Path) -> int:
@@ -119,7 +126,7 @@ def _train(args: Train, job: Job) -> int:
     from ..training.display import for_output
     from ..training.trainer import train
 
-    guessed = not args.preset and not args.resume
+    guessed = not args.preset and not args.resume and args.model in (None, "gpt")
     if guessed and job.config.preset == "char-gpu" and machine.pick_device(job.config.device).type == "cpu":
         job = _new(args, "char-cpu")  # there is a driver, but torch cannot use it
     if not job.config.strict:
@@ -142,9 +149,7 @@ def _report(result: Result, steps: int) -> str:
         )
     lines = ["the whole validation split was not evaluated; `tinygpt eval` below does that"]
     if e := result.evaluation:
-        lines = [
-            f"validation loss {e.loss:.4f}: perplexity {e.perplexity:.2f}, {e.bits_per_char:.3f} bits per character"
-        ]
+        lines = [f"validation loss {e.loss:.4f}: {e.summary()}", *e.details()]
     if result.estimate is not None:
         lines.append(f"estimate from {ESTIMATE_BATCHES} random batches, as nanoGPT reports it: {result.estimate:.4f}")
     lines += [
@@ -153,6 +158,15 @@ def _report(result: Result, steps: int) -> str:
         f"  tinygpt eval {run}",
     ]
     return "\n".join(lines)
+
+
+def _default_source(model: str) -> tuple[Source, str]:
+    """What a model reads where no --data names it, and the line that says so."""
+    reads = kind(model).reads
+    if reads == "text":
+        return default_source()
+    name = {"pairs": "reverse", "labelled": "opinions"}[reads]
+    return find_for([name], reads, model)[0], f"no --data given: reading {name!r}, which is made up"
 
 
 def _likely_preset(args: Train) -> str:
@@ -177,7 +191,7 @@ def _assignments(args: Train) -> list[str]:
 
 def _lasting_names(sources: Iterable[Source]) -> tuple[str, ...]:
     """Names that mean the same from another directory, and when other corpora are installed."""
-    return tuple(str(s.path.absolute()) if isinstance(s, TextFile) else s.name for s in sources)
+    return tuple(str(s.path.absolute()) if isinstance(s, (TextFile, RecordFile)) else s.name for s in sources)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Tokens = NDArray[np.integer[Any]]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+"""What a model is called with: its inputs, and last its targets, of which IGNORED do not count."""
 Stream = Literal["train", "evaluation", "estimate"]
 
 IGNORED = -100
@@ -34,7 +35,7 @@ def random_batch(
     micro: int = 0,
     stream: Stream = "train",
     device: str | torch.device = "cpu",
-) -> Batch:
+) -> tuple[Tensor, Tensor]:
     """Windows at random places, with replacement.
 
     The places are draws of the counter-based generator Philox4x64-10 (Salmon et al. 2011) with key (seed, stream) and
@@ -48,18 +49,27 @@ def random_batch(
     Returns:
         (x, y): int64 [B, T] on `device`, contiguous; y is x one token later.
     """
+    starts = draws(batch_size, len(tokens) - block_size, seed=seed, step=step, micro=micro, stream=stream)
+    windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    x, y = moved((windows[:, :-1], windows[:, 1:]), torch.device(device))
+    return x, y
+
+
+def draws(
+    count: int, below: int, *, seed: int, step: int, micro: int = 0, stream: Stream = "train"
+) -> NDArray[np.int64]:
+    """`count` whole numbers from 0 to below `below`, as `random_batch` draws places."""
     philox = np.random.Philox(
         key=np.array([seed & _UINT64, _STREAMS[stream]], np.uint64), counter=np.array([0, 0, micro, step], np.uint64)
     )
     # Raw draws are the same in every version of numpy; the bias of the remainder is below N / 2^64.
-    starts = (philox.random_raw(batch_size) % np.uint64(len(tokens) - block_size)).astype(np.int64)
-    windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
-    return _moved(windows[:, :-1], windows[:, 1:], torch.device(device))
+    drawn: NDArray[np.int64] = (philox.random_raw(count) % np.uint64(below)).astype(np.int64)
+    return drawn
 
 
 def random_batches(
     tokens: Tokens, count: int, batch_size: int, block_size: int, *, seed: int, device: str | torch.device = "cpu"
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """`count` random batches for nanoGPT's estimate of a loss: the mean of their means. Always the same for a seed."""
     for step in range(count):
         yield random_batch(tokens, batch_size, block_size, seed=seed, step=step, stream="estimate", device=device)
@@ -67,7 +77,7 @@ def random_batches(
 
 def consecutive_batches(
     tokens: Tokens, batch_size: int, block_size: int, *, count: int | None = None, device: str | torch.device = "cpu"
-) -> Iterator[Batch]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Windows side by side, so that every token but the first is a target exactly once.
 
     Every batch is [B, T], so that compiled code sees one shape: what the last window or batch lacks is padding, with
@@ -94,12 +104,14 @@ def consecutive_batches(
         y = np.full((batch_size, block_size), IGNORED, np.int64)
         x[: len(rows)] = np.where(within[:, 1:], taken[:, :-1], 0)
         y[: len(rows)] = np.where(within[:, 1:], taken[:, 1:], IGNORED)
-        yield _moved(x, y, torch.device(device))
+        x_BT, y_BT = moved((x, y), torch.device(device))
+        yield x_BT, y_BT
 
 
-def _moved(x: NDArray[np.int64], y: NDArray[np.int64], device: torch.device) -> Batch:
-    tensors = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
+def moved(arrays: Iterable[NDArray[np.int64]], device: torch.device) -> Batch:
+    """Arrays as contiguous tensors on `device`."""
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
     if device.type == "cuda":
         # From pinned memory the copy runs beside the kernels already queued.
-        tensors = tensors[0].pin_memory(), tensors[1].pin_memory()
-    return tensors[0].to(device, non_blocking=True), tensors[1].to(device, non_blocking=True)
+        tensors = tuple(tensor.pin_memory() for tensor in tensors)
+    return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)

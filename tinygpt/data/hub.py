@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from .cache import cache_key, read_record, record_path, storing, write_record
@@ -58,7 +59,7 @@ class HubDataset(Source):
         try:
             stream = datasets.load_dataset(self.path, data_files=files, revision=revision, split=split, streaming=True)
             for row in stream:
-                yield str(row[self.column])
+                yield self.text(row)
         except KeyError:
             raise UserError(f"dataset {self.name!r}: {self.path} has no column {self.column!r}") from None
         except Exception as error:  # network, Parquet and hub errors share no base class
@@ -68,6 +69,10 @@ class HubDataset(Source):
         finally:
             if bars_shown:
                 datasets.enable_progress_bars()
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """What a row says. Raises KeyError where it has no such column."""
+        return str(row[self.column])
 
     def _reach(self) -> str | None:
         """The commit to read. One request, so that without a network the answer comes at once and not after retries."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tinygpt_kernels.spec import unknown
 
@@ -80,9 +80,10 @@ class Files(Part):
 
 
 class Source(ABC):
-    """Something a user can name: a corpus or a file."""
+    """Something a user can name: a corpus or a file. holds: plain text, pairs of source and target, or labelled lines."""
 
     name: str
+    holds: ClassVar[Literal["text", "pairs", "labelled"]] = "text"
 
     @abstractmethod
     def parts(self) -> list[Part]:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from tinygpt_kernels.op import Pair
 
 from ..flat import Flat
-from ..optim import AdamW
-from .gpt import GPT, Block, Norm
+from ..optim import Optimizer
+from .block import Block, Norm
+from .gpt import GPT
 
 # The logits of one step are kept up to this many elements (64 MB), and their softmax is computed once; above it they
 # would be the largest tensor of the step, and linear_cross_entropy computes them a second time, a block at a time.
@@ -74,10 +75,18 @@ class Step:
 
     how = "written out"
 
-    def __init__(self, model: GPT, optimizer: AdamW, batch_size: int, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: GPT, optimizer: Optimizer, batch_size: int, precision: torch.dtype = torch.float32
+    ) -> None:
         if precision != torch.float32:
             raise NotServed("a step that is written out computes in float32")
-        self.model = model
+        shape = (model.config.norm, model.config.activation, model.config.positions, model.config.hidden)
+        if shape != ("pre", "gelu", "learned", None):
+            raise NotServed(
+                "only the pre-norm decoder with GELU, learned positions and four times the width is written out"
+            )
+        assert model.norm is not None
+        self.model, self.norm = model, model.norm
         self.layers: list[Block] = list(model.blocks)  # type: ignore[arg-type]
         self._recordable = False
         self._recorded: Callable[[], None] | None = None
@@ -166,7 +175,7 @@ class Step:
             self._linear(s.wide, ff.down, out=branch)
             if s.masks is not None:
                 self._drop(branch, s.masks[1])
-        self._add_norm(model.norm, self.blocks[-1].feed_forward_norm.h, self.final)
+        self._add_norm(self.norm, self.blocks[-1].feed_forward_norm.h, self.final)
 
     def _norm(self, norm: Norm, s: Saved) -> None:
         self._layer_norm[0](s.h, norm.weight, norm.bias, _EPS, out=(s.y, s.mean, s.rstd))
@@ -221,7 +230,7 @@ class Step:
         g, s = self._g, self.final
         # dh is the gradient of the residual stream; the first one comes through the last norm alone.
         dh, spare = self.stream
-        norm = self.model.norm
+        norm = self.norm
         self._layer_norm[1](self.narrow, s.h, norm.weight, norm.bias, s.mean, s.rstd, _EPS,
                             needs=(True, True, norm.bias is not None), out=(dh, g["norm.weight"], g.get("norm.bias")))  # fmt: skip
         for i in reversed(range(len(self.blocks))):
@@ -308,7 +317,7 @@ class Step:
 
         x, wide = torch.empty(B * T, C, **like), torch.empty(B * T, 4 * C, **like)
         index = torch.zeros(B, T, dtype=torch.int64, device=x.device)
-        norm = model.norm
+        norm = self.norm
         self._layer_norm = pair("layer_norm", x, norm.weight, norm.bias)
         self._add_layer_norm = pair("add_layer_norm", x, x, norm.weight, norm.bias)
         options = {"dropout_p": self.dropout, "seed": index[0, :1]} if self.dropout else {}

@@ -3,6 +3,8 @@
 A step is a pure function of (weights, optimizer state, seed, step): batches come from counters (data/batches.py), and
 PyTorch's generators are reseeded from (seed, step) before each step. So a run that was killed and resumed is, byte for byte,
 the run that was not, and evaluating or sampling in between changes nothing.
+
+What differs from model to model (batches, measures, samples) is its task's (tasks/); nothing here asks which model it is.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,20 +25,18 @@ import torch
 
 from tinygpt_kernels import bind, timing
 
+from .. import models
 from ..checkpoint import Run, refuse_existing
 from ..config import RunConfig
-from ..data.batches import random_batch
-from ..data.corpus import Corpus, prepare, require_blocks
+from ..data.batches import IGNORED
 from ..errors import UserError
-from ..generation import sample
-from ..models.gpt import GPT
-from ..optim import AdamW, LossScale, learning_rate
-from ..tokenizers import Tokenizer
+from ..optim import LossScale, learning_rate, make_optimizer
 from . import gradients, machine
 from .board import Board
 from .display import Display, Status
-from .evaluate import Evaluation, evaluate, random_estimate, subset_loss
+from .evaluate import Evaluation
 from .plot import LossPlot
+from .tasks import open_task
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,18 @@ class Trainer:
         self.config, self.display, self.run = config, display, run
         self.device = machine.pick_device(config.device)
         self.precision = machine.pick_precision(config.training.precision, self.device)
-        self.corpus, self.tokenizer = self._read(run)
-        require_blocks(self.corpus, config.model.block_size)
+        self.task = open_task(config, self.device, run, preparing=display.preparing)
+        display.close()
+        self.corpus, self.tokenizer = self.task.corpus, self.task.tokenizer
         for notice in self.corpus.notices:
             display.note(notice)
 
         self.kernels = bind(config.backend, strict=config.strict)
         generator = torch.Generator().manual_seed(config.seed)
-        self.model = GPT(config.model, self.tokenizer.vocab_size, self.kernels, generator=generator).to(self.device)
-        self.optimizer = AdamW(self.model.named_parameters(), config.optim, self.kernels)
+        self.model = models.build(
+            config.model, self.task.vocab_size, self.kernels, classes=self.task.classes, generator=generator
+        ).to(self.device)
+        self.optimizer = make_optimizer(self.model.named_parameters(), config.optim, self.kernels)
         self.loss_scale = LossScale(self.precision == torch.float16)
         self.gradients, why = gradients.choose(
             self.model, self.optimizer, self.loss_scale, self.precision, config.training
@@ -129,6 +132,8 @@ class Trainer:
         with self._signals():
             if self.step == 0:
                 self._evaluate(Status(0, c.steps, math.nan, 0.0, None, 0.0, None))
+                if c.sample_before:
+                    self._sample()
                 since = time.perf_counter()
             while self.step < c.steps and self.signal is None:
                 lr = learning_rate(self.config.optim, self.step, c.steps)
@@ -142,7 +147,7 @@ class Trainer:
                     value = self._finite(loss)
                     now = time.perf_counter()
                     spent += now - since
-                    rate = done * c.batch_size * c.accumulate * self.config.model.block_size / spent
+                    rate = done * c.batch_size * c.accumulate * self.task.row_tokens / spent
                     status = Status(self.step, c.steps, value, lr, self.val_loss, rate, self._utilisation(rate))
                     self._log(loss=value, lr=lr, grad_norm=norm.item(), tokens_per_second=round(rate, 1))
                     self.display.update(status)
@@ -158,16 +163,16 @@ class Trainer:
 
     def train_step(self, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; returns (loss, gradient norm before clipping) as tensors, so that a GPU need not wait."""
-        c, block = self.config.training, self.config.model.block_size
         self._reseed()
-        # Several microbatches make one mean: each divides its sum by the tokens of all.
-        targets = c.accumulate * c.batch_size * block
-        denominator = torch.tensor(float(targets), device=self.device) if c.accumulate > 1 else None
+        batches = [self.task.batch(self.step, micro) for micro in range(self.config.training.accumulate)]
+        # Several microbatches make one mean: each divides its sum by the targets of all.
+        denominator = None
+        if len(batches) > 1:
+            denominator = torch.stack([(batch[-1] != IGNORED).sum() for batch in batches]).sum().float()
         total = torch.zeros((), device=self.device)
-        for micro in range(c.accumulate):
-            x, y = random_batch(self.corpus.train, c.batch_size, block, seed=self.config.seed, step=self.step,
-                                micro=micro, device=self.device)  # fmt: skip
-            total += self.gradients(x, y, denominator, add=micro > 0)
+        loss_of: Callable[..., torch.Tensor] = self.gradients
+        for micro, batch in enumerate(batches):
+            total += loss_of(*batch, denominator, add=micro > 0)
         self.loss_scale.unscale(p.grad for p in self.optimizer.parameters.values())
         norm = self.optimizer.clip()
         if self.device.type == "cpu":  # reading a number from elsewhere waits: there it is read when it is logged
@@ -201,32 +206,17 @@ class Trainer:
             "backends": {op: list(served) for op, served in self.served.items()},
             "gradients": self.gradients.how,
             "parameters": self.model.parameter_count(),
+            **self.task.facts(),
         }
-
-    def _read(self, run: Run | None) -> tuple[Corpus, Tokenizer]:
-        if run is None:
-            data = self.config.data
-            return prepare(data.sources, data.tokenizer, vocab_size=data.vocab_size, progress=self.display.preparing)
-        corpus, tokenizer = prepare(self.config.data.sources, run.tokenizer, progress=self.display.preparing)
-        recorded = run.facts.get("corpus", {})
-        if recorded.get("fingerprint") != corpus.fingerprint:
-            before = {part["name"]: part["sha256"] for part in recorded.get("parts", [])}
-            now = {part.name: part.sha256 for part in corpus.parts}
-            changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-            raise UserError(
-                f"the corpus has changed since this run began ({', '.join(changed[:3]) or corpus.name}): restore it, "
-                "or train anew with --overwrite or another --out"
-            )
-        return corpus, tokenizer
 
     def _restore(self, run: Run) -> None:
         self.step, weights, state = run.load_newest(self.display.note)
+        models.restore(self.model, weights, run)
         try:
-            self.model.load_state_dict(weights)
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             raise UserError(
-                f"{run.path}: checkpoint {self.step} is of another model: {str(error).splitlines()[0]}"
+                f"{run.path}: checkpoint {self.step} is of another run: {str(error).splitlines()[0]}"
             ) from None
         self.val_loss = state.get("val_loss")
         if self.loss_scale.enabled:
@@ -247,15 +237,9 @@ class Trainer:
 
     def _try_backends(self) -> None:
         """One forward and backward whose gradients are dropped: what a backend refuses is said before anything is written."""
-        x, y = random_batch(self.corpus.train, self.config.training.batch_size, self.config.model.block_size,
-                            seed=self.config.seed, step=0, device=self.device)  # fmt: skip
         self._reseed()
-        self.gradients(x, y)
-        trial = [p.grad.clone() for p in self.optimizer.parameters.values() if p.grad is not None]
-        self.kernels.clip_grad_norm_(trial, 1.0)
-        moments = [torch.zeros_like(g) for g in trial]
-        self.kernels.adamw_([g.clone() for g in trial], trial, moments, [m.clone() for m in moments], step=1, lr=0.0,
-                            betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)  # fmt: skip
+        self.gradients(*self.task.batch(0))
+        self.optimizer.try_kernels()
         self.optimizer.zero_grad()
 
     def _reseed(self) -> None:
@@ -276,14 +260,7 @@ class Trainer:
     def _evaluate(self, status: Status) -> None:
         assert self.run is not None
         c = self.config
-        self.val_loss = subset_loss(
-            self.model,
-            self.corpus.validation,
-            c.training.eval_batches,
-            c.training.batch_size,
-            self.device,
-            self.precision,
-        )
+        self.val_loss = self.task.subset_loss(self.model, self.precision)
         self._log(val_loss=self.val_loss)
         if self.step:
             self.display.evaluated(replace(status, val_loss=self.val_loss))
@@ -293,9 +270,7 @@ class Trainer:
 
     def _sample(self) -> None:
         assert self.run is not None
-        text = "".join(
-            sample(self.model, self.tokenizer, count=self.config.training.sample_tokens, seed=self.config.seed)
-        )
+        text = self.task.sample(self.model)
         self.run.log_sample(self.step, text)
         self.display.sample(self.step, text.strip("\n"))
 
@@ -307,17 +282,14 @@ class Trainer:
             if self.step not in self.run.checkpoints():  # the signal came after the step had been logged
                 self.save(self.run)
             return Result(self.run.path, self.step, self.signal, None, None, rate)
-        c = self.config
-        if not c.training.final_evaluation:
+        if not self.config.training.final_evaluation:
             self._sample()
             return Result(self.run.path, self.step, self.signal, None, None, rate)
         self.display.note("evaluating on the whole validation split")
-        evaluation = evaluate(self.model, self.corpus, self.device, self.precision, progress=self.display.evaluating)
+        evaluation = self.task.evaluate(self.model, self.precision, self.display.evaluating)
         self.display.close()
-        estimate = random_estimate(
-            self.model, self.corpus.validation, c.training.batch_size, c.seed, self.device, self.precision
-        )
-        self._log(final=evaluation.to_dict(), estimate=estimate)
+        estimate = self.task.estimate(self.model, self.precision)
+        self._log(final=evaluation.to_dict(), **({} if estimate is None else {"estimate": estimate}))
         self._sample()
         return Result(self.run.path, self.step, self.signal, evaluation, estimate, rate)
 
@@ -333,8 +305,9 @@ class Trainer:
         like = torch.empty(rows, self.config.model.width, device=self.device, dtype=self.precision)
         return timing.matmul_rate(str(self.device), self.precision, [self.kernels.products(like)])
 
-    def _utilisation(self, rate: float) -> float:
-        return rate * self.model.flops_per_token() / self.matmul_rate
+    def _utilisation(self, rate: float) -> float | None:
+        work = self.model.flops_per_token()
+        return None if work is None else rate * work / self.matmul_rate
 
     def _exactness(self) -> dict[str, Any]:
         """What has to be the same for a resumed run to be the same bit for bit."""
@@ -348,7 +321,7 @@ class Trainer:
 
     def _title(self) -> str:
         m = self.config.model
-        return f"{self.corpus.name}: {m.layers} layers, {m.heads} heads, width {m.width}, context {m.block_size}"
+        return f"{self.corpus.name}: {'' if m.name == 'gpt' else m.name + ', '}{models.describe(m)}"
 
     def _header(self) -> list[tuple[str, str]]:
         m, t = self.config.model, self.config.training
@@ -360,11 +333,10 @@ class Trainer:
             f"{one} for every op" if one else " · ".join(f"{b}: {', '.join(ops)}" for b, ops in by_backend.items())
         )
         return [
-            ("corpus", f"{self.corpus.name}: {len(self.corpus.train):,} training and {len(self.corpus.validation):,} validation "
-             f"tokens, vocabulary {self.tokenizer.vocab_size} ({self.tokenizer.name})"),
-            ("model", f"{self.model.parameter_count() / 1e6:.2f} M parameters: {m.layers} layers, {m.heads} heads, width {m.width}, "
-             f"context {m.block_size}"),
-            ("training", f"{t.steps} steps of {t.batch_size * t.accumulate} x {m.block_size} tokens, seed {self.config.seed}"),
+            ("corpus", self.task.about()),
+            ("model", f"{m.name}, {self.model.parameter_count() / 1e6:.2f} M parameters: {models.describe(m)}"),
+            ("training", f"{t.steps} steps of {t.batch_size * t.accumulate} x {self.task.row_tokens:.3g} tokens, "
+             f"seed {self.config.seed}"),
             ("device", f"{self.device}, {str(self.precision).removeprefix('torch.')}, "
              f"{self.matmul_rate / 1e9:,.0f} GFLOP/s in large matrix products"),
             ("backend", f"{self.config.backend} -> {served_by}; gradients {self.gradients.how}"),
