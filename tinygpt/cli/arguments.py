@@ -267,7 +267,7 @@ def parse(argv: Sequence[str]) -> Command:
     command: Command = tyro.cli(
         _Commands,
         prog="tinygpt",
-        description=f"tinygpt {__version__}: train small language models and let them write, on interchangeable kernels.\n"
+        description=f"tinygpt {__version__}: train small language models, on interchangeable kernels.\n"
         "`tinygpt COMMAND --help` explains a command, `tinygpt --version` its version.",
         args=list(argv) or ["--help"],
         config=(FlagCreatePairsOff, DisallowNone),
