@@ -176,10 +176,8 @@ def test_opinions_are_told_apart_and_negations_understood():
 @pytest.mark.parametrize(("data", "least"), [("reverse", 1.0), ("dates", 0.99)])
 def test_the_default_transformer_learns_its_made_up_tasks(data, least):
     """With one command's settings; beside exactness, this holds that held-out inputs were never seen in training."""
-    torch.set_num_threads(2)
     settings = models.configure(models.kind("transformer").defaults, [f"data.sources={data}", "device=cpu"])
     trainer, found = trained(settings)
-    torch.set_num_threads(1)
     train_set, held_out = ({trainer.tokenizer.decode(half.first[i]) for i in range(len(half))}
                            for half in (trainer.corpus.train, trainer.corpus.validation))  # fmt: skip
     assert len(held_out) == found.translated == 1000
