@@ -42,8 +42,15 @@ def trained(config, backend, written_out):
     return losses, {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("written_out", [False, True], ids=["autograd", "written out"])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def ways():
+    """Every configuration both ways; one of each by default."""
+    for name, config in CONFIGS.items():
+        for how, written_out in (("autograd", False), ("written out", True)):
+            slow = written_out == (name == "plain")
+            yield pytest.param(config, written_out, id=f"{name}, {how}", marks=[pytest.mark.slow] * slow)
+
+
+@pytest.mark.parametrize(("config", "written_out"), list(ways()))
 def test_three_steps_are_the_references(simt, config, written_out):
     expected, truth = trained(config, "reference", False)
     with simulation.simulated(simt, "fast") as simulated, simulation.serving_the_cpu():

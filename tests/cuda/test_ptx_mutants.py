@@ -92,7 +92,7 @@ def inline(kernel, opcode):
     return [i for i in dict.fromkeys(INLINE.findall(kernel.body)) if re.split("[ ;]", i)[0] == opcode]
 
 
-@pytest.mark.parametrize("architecture", device.ARCHITECTURES)
+@test_ptx.ARCHITECTURES
 @pytest.mark.parametrize("opcode", sorted(test_ptx.assembly()))
 def test_every_mutant_of_what_nvcc_emitted_is_found(module, launches, opcode, architecture):
     kernels = device.library(architecture)
