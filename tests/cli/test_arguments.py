@@ -21,8 +21,8 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
-        ("", 0, "{train,generate,eval,backends,check,bench,gpu-report,ladder,tune}"),
-        ("--help", 0, "{train,generate,eval,backends,check,bench,gpu-report,ladder,tune}"),
+        ("", 0, "{train,generate,eval,backends,check,bench,gpu-report,tune}"),
+        ("--help", 0, "{train,generate,eval,backends,check,bench,gpu-report,tune}"),
         ("--version", 0, f"tinygpt {tinygpt.__version__}"),
         ("train --help", 0, "--set KEY=VALUE"),
         ("generate --help", 0, "--top-k K"),
@@ -37,7 +37,7 @@ sys.exit(code)
         ("bench --shape R=8,C=8", 2, "--shape R=8,C=8 needs an op whose shape it is"),
         ("check --backend tritn", 2, "unknown backend 'tritn'; did you mean 'triton'?"),
         ("check --dtype float23", 2, "unknown dtype 'float23'; did you mean 'float32'?"),
-        ("trian", 2, "train, generate, eval, backends, check, bench, gpu-report, ladder, tune"),
+        ("trian", 2, "train, generate, eval, backends, check, bench, gpu-report, tune"),
         ("train --step 3", 2, "--steps"),
         ("train --steps many", 2, "--steps"),
         ("train --resume --overwrite", 2, "not allowed together"),
