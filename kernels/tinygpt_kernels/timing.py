@@ -85,7 +85,9 @@ def captured(run: Run) -> Run:
         for _ in range(REPLAYED):
             run()
 
-    def replay(kept: Run = run) -> None:  # the graph has the addresses of the tensors that `run` holds, and does not hold them
+    def replay(
+        kept: Run = run,
+    ) -> None:  # the graph has the addresses of the tensors that `run` holds, and does not hold them
         graph.replay()
 
     return replay
