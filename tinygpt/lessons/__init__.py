@@ -24,6 +24,9 @@ LESSONS: dict[str, str] = {
     "tokens": "text becomes ids, ids become windows, each place of which is an example",
     "masks": "who sees whom: encoder, decoder, padding",
     "positions": "without positions no order; sinusoids, and a table that is learned",
+    "norms": "norm before or after the addition: gradients by depth",
+    "kernels": "from an equation to kernels: one attention, every backend",
+    "attention": "what a head looks at, in a model trained to write words backwards",
 }
 """What each lesson shows, in the order to read them. Its script is the module of that name."""
 
