@@ -27,6 +27,7 @@ LESSONS: dict[str, str] = {
     "norms": "norm before or after the addition: gradients by depth",
     "kernels": "from an equation to kernels: one attention, every backend",
     "attention": "what a head looks at, in a model trained to write words backwards",
+    "road": "from counting to the GPT: what each idea buys, in bits per character",
 }
 """What each lesson shows, in the order to read them. Its script is the module of that name."""
 
