@@ -46,7 +46,12 @@ sys.exit(code)
         ("train --vocab-size 300", 2, "--vocab-size 300: tokenizer 'char' takes none"),
         ("train --tokenizer unigram --vocab-size 200", 2, "needs at least 256 tokens, one for each byte"),
         ("train --vocab-size 0 --tokenizer bpe", 2, "data.vocab_size=0 must be at least 1"),
-        ("trian", 2, "train, generate, data, eval, backends, check, bench, gpu-report, ladder, tune"),
+        ("lesson --help", 0, "--notebook"),
+        ("lesson", 0, "the past averaged in four ways"),
+        ("lesson averagin", 2, "unknown lesson 'averagin'; did you mean 'averaging'?"),
+        ("lesson averaging --all", 2, "--all and names are not allowed together"),
+        ("lesson --notebook", 2, "--notebook needs names of lessons, or --all"),
+        ("trian", 2, "train, generate, data, eval, backends, check, bench, gpu-report, ladder, lesson, tune"),
         ("train --step 3", 2, "--steps"),
         ("train --steps many", 2, "--steps"),
         ("train --resume --overwrite", 2, "not allowed together"),
@@ -98,7 +103,7 @@ def test_a_prompt_may_begin_with_a_dash_and_a_run_stands_without_a_flag():
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "generate", "data", "eval", "backends", "check", "bench", "gpu-report", "tune"]
+    "command", ["", "train", "generate", "data", "eval", "backends", "check", "bench", "gpu-report", "lesson", "tune"]
 )
 def test_help_fits_80_columns(process, command):
     lines = process("-m", "tinygpt", *command.split(), "--help").out.splitlines()

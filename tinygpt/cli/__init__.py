@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(argv: Sequence[str]) -> Callable[[], int]:
     """Check a command line, and return what carries it out."""
-    from .arguments import Backends, Bench, Check, Data, Eval, Generate, GpuReport, Ladder, Train, Tune, parse
+    from .arguments import Backends, Bench, Check, Data, Eval, Generate, GpuReport, Ladder, Lesson, Train, Tune, parse
 
     command = parse(argv)
     module = {
         Train: "train", Generate: "generate", Eval: "evaluate", Backends: "backends", Check: "check", Bench: "bench",
-        Data: "data", GpuReport: "gpu_report", Ladder: "ladder", Tune: "tune",
+        Data: "data", GpuReport: "gpu_report", Ladder: "ladder", Lesson: "lesson", Tune: "tune",
     }[type(command)]  # fmt: skip
     plan: Callable[[], int] = import_module(f".{module}", __name__).plan(command)
     return plan

@@ -259,6 +259,23 @@ class Ladder:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """Run short lessons, each of which shows one idea, draws it and asserts it.
+
+    Without any argument: the list of them.
+    """
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help_behavior_hint="")] = ()
+    """Which to run, for example averaging."""
+    all: Annotated[bool, arg(help_behavior_hint="")] = False
+    """All of them, in the order to read them."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("lessons")
+    """Where pictures and notebooks go."""
+    notebook: Annotated[bool, arg(help_behavior_hint="")] = False
+    """Write them as Jupyter notebooks, and run none."""
+
+
+@dataclass(frozen=True)
 class Tune:
     """Measure attention's tiles on this GPU and keep the fastest of them.
 
@@ -279,7 +296,7 @@ class Tune:
     """Delete what was measured; the shipped tables serve again."""
 
 
-Command: TypeAlias = Train | Generate | Data | Eval | Backends | Check | Bench | GpuReport | Ladder | Tune
+Command: TypeAlias = Train | Generate | Data | Eval | Backends | Check | Bench | GpuReport | Ladder | Lesson | Tune
 
 _Commands: TypeAlias = (
     Annotated[Train, subcommand("train")]
@@ -291,6 +308,7 @@ _Commands: TypeAlias = (
     | Annotated[Bench, subcommand("bench")]
     | Annotated[GpuReport, subcommand("gpu-report")]
     | Annotated[Ladder, subcommand("ladder")]
+    | Annotated[Lesson, subcommand("lesson")]
     | Annotated[Tune, subcommand("tune")]
 )
 
