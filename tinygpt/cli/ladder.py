@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +54,7 @@ def _climb(args: Ladder) -> int:
     from tinygpt_kernels import ladder
 
     try:
-        own = [ladder.read(path) for path in args.mine]
+        own = [replace(ladder.read(path), title=path.name, lower=()) for path in args.mine]
         ops = args.ops or tuple(dict.fromkeys(rung.op for rung in own)) or _OPS
         if other := [rung for rung in own if rung.op not in ops]:
             raise UserError(f"{other[0].path} is a rung of {other[0].op}; name that ladder too")
