@@ -44,7 +44,9 @@ def module():
     return simulation.build()
 
 
-@pytest.fixture(params=device.ARCHITECTURES, ids="compute_{}".format)
+@pytest.fixture(
+    params=[pytest.param(a, marks=[pytest.mark.slow] * (a != 90), id=f"compute_{a}") for a in device.ARCHITECTURES]
+)
 def simt(module, request):
     """In place of the simulation, for the tests of the wrappers."""
     with device.interpreted(module, device.library(request.param)) as found:

@@ -150,8 +150,8 @@ SNIPPETS = {
         "add.u32 %r1, %r1, %r2; ld.param.v2.u32 {%r2, %r3}, [more+8]; add.u32 %r1, %r1, %r3; "
         "mov.b64 %rd2, more; add.s64 %rd2, %rd2, 16; ld.param.u64 %rd3, [%rd2+-8]; "
         "cvt.u32.u64 %r2, %rd3; add.u32 %r1, %r1, %r2; ld.param.f32 %f1, [more+12]; "
-        "mov.b32 %r2, %f1; add.u32 %r1, %r1, %r2;",
-        lambda i: 1 + (0x87 - 256) + 0x0302 + 0x87060504 + 0x0F0E0D0C + 0x0B0A0908 + 0x0F0E0D0C,
+        "mov.b32 %r2, %f1; add.u32 %r1, %r1, %r2; ld.param.s32 %r2, [more+4]; shr.s32 %r2, %r2, 28; add.u32 %r1, %r1, %r2;",
+        lambda i: -8 + 1 + (0x87 - 256) + 0x0302 + 0x87060504 + 0x0F0E0D0C + 0x0B0A0908 + 0x0F0E0D0C,
     ),
     "cached loads": (
         "mov.u32 %r2, 7;" + TID + "st.global.wb.u32 [%rd9], %r2; ld.global.nc.u32 %r1, [%rd9]; "

@@ -369,7 +369,7 @@ def test_every_rule_has_an_opcode_that_is_tested():
 
 
 @pytest.mark.skipif(not device.nvcc(), reason="there is no nvcc")
-@pytest.mark.parametrize("architecture", device.ARCHITECTURES)
+@test_ptx.ARCHITECTURES
 def test_every_opcode_that_nvcc_emits_is_tested(architecture):
     emitted = set().union(*(kernel.opcodes for kernel in device.library(architecture).values()))
     assert len(emitted) > 100
