@@ -1,10 +1,6 @@
 """Every model of the road trains: alike on every backend, on after a stop, and to what it is there for."""
 
 import math
-import sysconfig
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,30 +181,3 @@ def test_the_default_transformer_learns_its_made_up_tasks(data, least):
     assert len(held_out) == found.translated == 1000
     assert not train_set & held_out
     assert found.exact_match >= least, found.summary()
-
-
-@pytest.mark.slow
-def test_the_road_in_bits_per_character(tmp_path):
-    """One corpus, one lossless tokenizer, one budget of processor seconds: each idea buys something."""
-    seconds, trial, bits = 60.0, 20, {}
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    text = tmp_path / "text.txt"
-    text.write_text("".join(path.read_text(encoding="utf-8") for path in sources)[:1_500_000])
-    for name in ("average", "bigram", "minilm", "gpt"):
-        settings = models.configure(
-            models.kind(name).defaults, [f"data.sources={text}", "data.tokenizer=char", "device=cpu"]
-        )
-        trainer = Trainer(settings, Display(), None)
-        trainer.train_step(0.0)
-        begin = time.process_time()
-        for trainer.step in range(trial):
-            trainer.train_step(0.0)
-        steps = round(seconds * trial / (time.process_time() - begin))
-        settings = replace(settings, training=replace(settings.training, steps=steps))
-        trainer, found = trained(settings)
-        bits[name] = found.bits_per_char
-        print(f"{name}: {steps} steps, {steps * trainer.task.row_tokens * settings.training.batch_size / 1e6:.2f} M tokens, "
-              f"{bits[name]:.3f} bits per character", flush=True)  # fmt: skip
-    uniform = math.log2(trainer.tokenizer.vocab_size)
-    assert bits["gpt"] < bits["minilm"] < bits["bigram"] < uniform, bits
-    assert bits["average"] < uniform, bits
