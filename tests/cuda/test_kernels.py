@@ -40,7 +40,8 @@ def _served():
 
 
 def runs():
-    """Every case in every mode; of grids (attention's sizes, long lists) bfloat16 under the checker, and the rest among the slow tests.
+    """Every case in every mode. Under the checker, which runs in a random order and compares results too, by default; of grids
+    (attention's sizes, long lists) only bfloat16. The rest is slow.
 
     Of the three seeds a case takes one, in turn; all with TINYGPT_EVERY_SEED=1 in the environment.
     """
@@ -50,7 +51,7 @@ def runs():
             if mode == "seeded" and seed != 1 + i % 3 and not os.environ.get("TINYGPT_EVERY_SEED"):
                 continue
             grid = case.name.startswith("cuda T") or case.name.endswith("tensors")
-            slow = grid and (mode != "check" or dtype != torch.bfloat16)
+            slow = mode != "check" or (grid and dtype != torch.bfloat16)
             yield pytest.param(case, dtype, mode, seed, id=f"{p.id}-{mode}-{seed}", marks=[pytest.mark.slow] * slow)
 
 

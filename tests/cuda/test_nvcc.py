@@ -26,7 +26,7 @@ def registers():
     return {f"sm_{arch}": {r.kernel: r.registers for r in reports(arch)} for arch in ARCHITECTURES}
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=[pytest.mark.slow] * (a != 90)) for a in ARCHITECTURES])
 def test_no_kernel_spills_and_an_sm_holds_at_least_eight_warps(arch):
     found = reports(arch)
     assert {r.kernel.split()[0] for r in found} == {
@@ -36,6 +36,7 @@ def test_no_kernel_spills_and_an_sm_holds_at_least_eight_warps(arch):
     assert [r.kernel for r in found if r.resident_warps < 8 and r.warps > 1] == []
 
 
+@pytest.mark.slow
 def test_registers_stay_within_the_budget_of_this_nvcc():
     recorded = json.loads(BUDGET.read_text())
     if recorded["nvcc"] != _C.cuda_compiler:

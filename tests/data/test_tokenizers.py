@@ -51,7 +51,7 @@ anything = st.text(st.characters(exclude_categories=()), max_size=60)  # lone su
 prose = st.lists(st.sampled_from([*WORDS, " ", "  ", "\n", ", ", "! ", "'", "€", "\ud800", "\udc00"])).map("".join)
 spaced = st.lists(st.sampled_from([*WORDS, "", "\n", "."])).map(" ".join)
 texts = anything | prose | spaced
-quick = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def small_gpt2() -> list[bytes]:

@@ -47,7 +47,9 @@ def losses(settings, steps):
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-@pytest.mark.parametrize(("backend", "steps"), [("cpp", 10), ("torch", 10), ("triton", 2)])
+@pytest.mark.parametrize(
+    ("backend", "steps"), [("cpp", 10), ("torch", 10), pytest.param("triton", 2, marks=pytest.mark.slow)]
+)
 def test_backends_train_every_model_alike(tmp_path, name, backend, steps):
     plain = without_dropout(name)
     ours, trainer = losses(config(name, tmp_path, *plain, f"strict={backend != 'cpp'}", backend=backend), steps)
