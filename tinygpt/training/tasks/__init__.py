@@ -1,6 +1,6 @@
 """What a model is trained on and measured by: everything between data and the loop that differs from model to model.
 
-One module per task, which `models.MODELS` names, and in it one class `Task`... see `_base.Task` for what each answers.
+One module per task, which `models.MODELS` names; its class stands in `TASK`. `_base.Task` says what each answers.
 """
 
 from __future__ import annotations
