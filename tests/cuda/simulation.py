@@ -5,6 +5,7 @@ python tests/cuda/simulation.py        builds build/simt and prints where the mo
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -41,10 +42,13 @@ def build():
     ]  # fmt: skip
     if not (FOLDER / "build.ninja").exists():
         configure.insert(1, "--fresh")
-    for command in (configure, ["cmake", "--build", str(FOLDER), "--target", "_simt"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(FOLDER / "lock", "w") as lock:  # several processes may test at once (pytest -n)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ["cmake", "--build", str(FOLDER), "--target", "_simt"]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     path = FOLDER / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}"
     spec = importlib.util.spec_from_file_location("_simt", path)
     module = importlib.util.module_from_spec(spec)

@@ -228,6 +228,8 @@ class GpuReport:
     """Warps of a block, for a kernel of your own."""
     stages: Annotated[int, arg(metavar="N")] = 3
     """Pipeline stages, for a kernel of your own."""
+    backend: Annotated[_Words, arg(metavar="NAME ...", help_behavior_hint="(default: both)")] = ()
+    """Of the project's kernels, those of triton or those of cuda."""
     every: Annotated[bool, arg(help_behavior_hint="")] = False
     """Of the project's kernels, every kind of call they are shipped for, not only the main ones."""
     json: Annotated[bool, arg(help_behavior_hint="")] = False

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,26 @@ from .arguments import GpuReport, flat
 if TYPE_CHECKING:
     from tinygpt_kernels.gpu_report.compiled import Report
 
+_BACKENDS = ("triton", "cuda")
+
 
 def plan(args: GpuReport) -> Callable[[], int]:
     """Check what needs no compiler, and return the report.
 
     Raises:
-        UserError: a file that is not there, an argument that is no NAME=VALUE, an architecture that is none.
+        UserError: a file that is not there, an argument that is no NAME=VALUE, an architecture that is none, a backend without
+            kernels for GPUs.
     """
     kernels = [_located(text) for text in args.kernels]
     arguments = dict(_described(text) for text in flat(args.args))
     if arguments and not kernels:
         raise UserError("--args describes a kernel of your own; name it as FILE:KERNEL")
+    backends = flat(args.backend)
+    for name in backends:
+        if name not in _BACKENDS:
+            raise UserError(f"--backend {name}: there are kernels for GPUs of {' and '.join(_BACKENDS)}")
+    if backends and kernels:
+        raise UserError("--backend chooses among this project's kernels; leave it out where you name your own")
     architectures = [_architecture(text) for text in args.arch]
     os.environ.pop(VARIABLE, None)  # an interpreted kernel cannot be compiled
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton's default, which warns that it will change
@@ -70,7 +79,7 @@ def _report(
         import triton  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("triton is not installed; pip install triton (Linux)") from None
-    found = _own(args.every, architectures) if not kernels else _others(kernels, arguments, architectures, args)
+    found = _own(flat(args.backend) or _BACKENDS, args.every, architectures) if not kernels else _others(kernels, arguments, architectures, args)
     if args.json:
         for name, report, figures in found:
             options = dict(report.options) if not kernels else {"warps": args.warps, "stages": args.stages}
@@ -84,13 +93,16 @@ def _report(
     return 0
 
 
-def _own(every: bool, architectures: list[int | str]) -> Iterator[tuple[str, Report, dict[str, Any]]]:
+def _own(
+    backends: Sequence[str], every: bool, architectures: list[int | str]
+) -> Iterator[tuple[str, Report, dict[str, Any]]]:
     from tinygpt_kernels.gpu_report import cuda, shipped
 
     entries = shipped.ATTENTION + shipped.MEMORY_BOUND + (shipped.OTHERS if every else ())
     for arch in architectures:
-        yield from shipped.reports(entries, arch)
-        for report in cuda.reports(arch) if isinstance(arch, int) else ():
+        if "triton" in backends:
+            yield from shipped.reports(entries, arch)
+        for report in cuda.reports(arch) if "cuda" in backends and isinstance(arch, int) else ():
             figures = report.figures()
             figures.pop("per_byte", None)  # of loops whose lengths the code does not tell
             yield report.kernel, report, figures

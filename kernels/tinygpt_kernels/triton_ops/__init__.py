@@ -7,9 +7,10 @@ from ..dispatch import register_backend
 from ..interpreter import interpreting, unavailable
 
 if interpreting():
-    from . import bf16
+    from . import bf16, remembering
 
     bf16.patch()
+    remembering.patch()
 
 from . import attention, cross_entropy, decode, embedding, gelu, layer_norm, optimizer  # noqa: F401
 
