@@ -121,7 +121,8 @@ def elements(case):
 def others():
     """Every op in every dtype, with assembly or without, at its smallest; more of its small cases are slow."""
     found = list(served())
-    cases = {op: sorted({p.values[0] for p in found if p.values[0].op == op}, key=elements) for op in OPS}
+    # dict and not set: of cases of one size, the same come first in every process.
+    cases = {op: sorted(dict.fromkeys(p.values[0] for p in found if p.values[0].op == op), key=elements) for op in OPS}
     cases = {op: [case for case in some if elements(case)][:8] for op, some in cases.items()}
     for p in found:
         case, dtype = p.values

@@ -79,7 +79,11 @@ def _report(
         import triton  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("triton is not installed; pip install triton (Linux)") from None
-    found = _own(flat(args.backend) or _BACKENDS, args.every, architectures) if not kernels else _others(kernels, arguments, architectures, args)
+    found = (
+        _own(flat(args.backend) or _BACKENDS, args.every, architectures)
+        if not kernels
+        else _others(kernels, arguments, architectures, args)
+    )
     if args.json:
         for name, report, figures in found:
             options = dict(report.options) if not kernels else {"warps": args.warps, "stages": args.stages}
