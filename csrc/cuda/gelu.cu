@@ -8,7 +8,7 @@
 // times the logistic function of twice tanh's argument.
 //
 // A thread has its columns in several rows, so dbias is summed in registers first. Each share of the rows leaves one
-// row of `partial`, and a second kernel adds these in order: who came first does not matter.
+// row of `partial`, and a second kernel adds these up.
 
 #include "kernels.h"
 #include "rows.cuh"
@@ -17,7 +17,6 @@ namespace tinygpt::cuda {
 namespace {
 
 constexpr int kRows = 2;  // that a thread has in flight
-constexpr int kWarp = 32, kAdders = 16;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kTanh1 = 1.5957691216057308f;  // 2 sqrt(2 / pi): tanh's argument doubled is kTanh1 z + kTanh3 z^3
 constexpr float kTanh3 = 0.07135481282052724f;
@@ -112,20 +111,6 @@ __global__ void __launch_bounds__(kDealt) backward(GeluBwd a, Deal deal, float* 
     if (a.dbias) store_floats<N>(partial + mine.lane * a.cols + c, dbias);
 }
 
-// A warp has 32 columns of every 16th share; the first adds up what they all found.
-__global__ void __launch_bounds__(kWarp* kAdders) add_shares(GeluBwd a, const float* partial, int64_t shares) {
-    SIMT_SHARED(float, sums, kAdders* kWarp);
-    const int c = static_cast<int>(blockIdx.x * kWarp + threadIdx.x);
-    float sum = 0.0f;
-    if (c < a.cols)
-        for (int64_t share = threadIdx.y; share < shares; share += kAdders) sum += partial[share * a.cols + c];
-    sums[threadIdx.y * kWarp + threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y > 0 || c >= a.cols) return;
-    for (int i = 1; i < kAdders; ++i) sum += sums[i * kWarp + threadIdx.x];
-    put_parameter(a.dbias, a.bias_dtype, c, sum);
-}
-
 template <class T>
 void launch_forward(const GeluFwd& a, simt::Stream stream) {
     constexpr int N = kLanes<T, true>;
@@ -172,9 +157,8 @@ void gelu_bwd(const GeluBwd& a, float* partial, Stream stream) {
     if (a.dtype == DType::f16) launch_backward<simt::half>(a, partial, on);
     if (a.dtype == DType::bf16) launch_backward<simt::bfloat>(a, partial, on);
     if (a.dbias == nullptr) return;
-    const dim3 grid(static_cast<unsigned>((a.cols + kWarp - 1) / kWarp));
-    simt::launch("gelu backward, sums", add_shares, grid, dim3(kWarp, kAdders), 0, on, a,
-                 static_cast<const float*>(partial), gelu_bwd_lanes(a.rows, a.cols));
+    launch_add_shares<1>("gelu backward, sums",
+                         {partial, gelu_bwd_lanes(a.rows, a.cols), a.cols, {a.dbias}, {a.bias_dtype}}, on);
 }
 
 }  // namespace tinygpt::cuda

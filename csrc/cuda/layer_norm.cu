@@ -7,7 +7,7 @@
 //     dx = rstd (g - mean(g) - xhat mean(g xhat)),    dweight = sum over rows dy xhat,    dbias = sum over rows dy
 // A block takes rows blockIdx, + gridDim, ... one after the other. A thread always has the same columns, and so has
 // their sums of dweight and dbias for itself: for its first HELD vectors in registers, for the rest of long rows in the
-// block's part of `partial`. A second kernel adds the blocks' sums in order: who came first does not matter.
+// block's part of `partial`. A second kernel adds up the blocks' sums.
 
 #include "kernels.h"
 #include "rows.cuh"
@@ -18,8 +18,7 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarp * kWarps;
-constexpr int kHeldForward = 8;             // vectors of a row that a thread keeps
-constexpr int kColumns = 32, kSlices = 16;  // of a block that adds up the sums of all
+constexpr int kHeldForward = 8;  // vectors of a row that a thread keeps
 
 template <class T, int N>
 SIMT_DEVICE Floats<N> row_at(const T* row, int64_t c) {
@@ -214,34 +213,6 @@ __global__ void __launch_bounds__(kThreads, HELD == 1   ? 4
     }
 }
 
-// The sums of all blocks, always in the same order: a thread adds every kSlices-th block's of one column, the first
-// slice's threads add up the slices. Many at a time: one thread for all blocks would wait for each of its loads.
-__global__ void __launch_bounds__(kColumns* kSlices) add_blocks(LayerNormBwd a, const float* partial, int blocks) {
-    SIMT_SHARED(float, sums, 2 * kColumns * kSlices);
-    const int column = threadIdx.x % kColumns, slice = threadIdx.x / kColumns;
-    const int64_t c = static_cast<int64_t>(blockIdx.x) * kColumns + column;
-    float weight = 0.0f, bias = 0.0f;
-    if (c < a.cols) {
-#pragma unroll 8
-        for (int b = slice; b < blocks; b += kSlices) {
-            weight += partial[b * 2 * a.cols + c];
-            bias += partial[(b * 2 + 1) * a.cols + c];
-        }
-    }
-    sums[threadIdx.x] = weight;
-    sums[kColumns * kSlices + threadIdx.x] = bias;
-    __syncthreads();
-    if (slice > 0 || c >= a.cols) return;
-    weight = bias = 0.0f;
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) {
-        weight += sums[s * kColumns + column];
-        bias += sums[(kSlices + s) * kColumns + column];
-    }
-    if (a.dweight) put_parameter(a.dweight, a.weight_dtype, c, weight);
-    if (a.dbias) put_parameter(a.dbias, a.bias_dtype, c, bias);
-}
-
 template <class T>
 void launch_forward(const LayerNormFwd& a, simt::Stream stream) {
     constexpr int N = kLanes<T, true>;
@@ -288,9 +259,9 @@ void layer_norm_bwd(const LayerNormBwd& a, float* partial, Stream stream) {
     if (a.dtype == DType::f16) launch_backward<simt::half>(a, partial, on);
     if (a.dtype == DType::bf16) launch_backward<simt::bfloat>(a, partial, on);
     if (a.dweight == nullptr && a.dbias == nullptr) return;
-    const dim3 grid(static_cast<unsigned>((a.cols + kColumns - 1) / kColumns));
-    simt::launch("layer_norm backward, sums", add_blocks, grid, dim3(kColumns * kSlices), 0, on, a,
-                 static_cast<const float*>(partial), static_cast<int>(layer_norm_bwd_blocks(a.rows)));
+    launch_add_shares<2>(
+        "layer_norm backward, sums",
+        {partial, layer_norm_bwd_blocks(a.rows), a.cols, {a.dweight, a.dbias}, {a.weight_dtype, a.bias_dtype}}, on);
 }
 
 }  // namespace tinygpt::cuda

@@ -120,6 +120,46 @@ void launch_dealt(const char* name, void (*kernel)(Arguments, Deal, Parameters..
     simt::launch(name, kernel, grid, block, 0, stream, a, Deal{lanes, static_cast<int>(tiles)}, rest...);
 }
 
+// The end of a gradient that is a sum over rows: blocks or threads have left shares of it in `partial`, [shares, PARTS,
+// cols] float32, and here these are added, always in the same order: who came first does not matter. A thread adds
+// every kAdders-th share of one column, the first row of threads what they found: one thread for all shares would wait
+// for each of its loads.
+template <int PARTS>
+struct Shares {
+    const float* partial;
+    int64_t shares, cols;
+    void* out[PARTS];  // null where not wanted
+    DType dtype[PARTS];
+};
+
+constexpr int kAddedColumns = 32, kAdders = 16;  // of a block
+
+template <int PARTS>
+__global__ void __launch_bounds__(kAddedColumns* kAdders) add_shares(Shares<PARTS> a) {
+    SIMT_SHARED(float, sums, kAddedColumns* kAdders);
+    const int part = static_cast<int>(blockIdx.y);
+    if (a.out[part] == nullptr) return;
+    const int64_t c = static_cast<int64_t>(blockIdx.x) * kAddedColumns + threadIdx.x;
+    float sum = 0.0f;
+    if (c < a.cols) {
+#pragma unroll 8
+        for (int64_t share = threadIdx.y; share < a.shares; share += kAdders)
+            sum += a.partial[(share * PARTS + part) * a.cols + c];
+    }
+    sums[threadIdx.y * kAddedColumns + threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || c >= a.cols) return;
+#pragma unroll
+    for (int i = 1; i < kAdders; ++i) sum += sums[i * kAddedColumns + threadIdx.x];
+    put_parameter(a.out[part], a.dtype[part], c, sum);
+}
+
+template <int PARTS>
+void launch_add_shares(const char* name, const Shares<PARTS>& a, simt::Stream stream) {
+    const dim3 grid(static_cast<unsigned>((a.cols + kAddedColumns - 1) / kAddedColumns), PARTS);
+    simt::launch(name, add_shares<PARTS>, grid, dim3(kAddedColumns, kAdders), 0, stream, a);
+}
+
 __host__ __device__ inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 }  // namespace tinygpt::cuda

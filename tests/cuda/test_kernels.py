@@ -109,7 +109,7 @@ EXPOSING = {
     "layer_norm.cu": [
         p for p in served() if p.id in ("layer_norm-cuda 600x48-float32", "layer_norm-cuda 1x4100-float32")
     ],
-    "gelu.cu": [p for p in served() if p.id == "gelu-cuda 129x16-float32"],
+    "rows.cuh": [p for p in served() if p.id == "gelu-cuda 129x16-float32"],
     "cross_entropy.cu": [p for p in served() if p.id == "cross_entropy-cuda 3x2051 smoothed-float32"],
     "attention.cuh": TILES,
     "attention_fwd.cu": TILES,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, fits, missing, saved_lse
+from .common import CODES, CPU, FLOATS, Buffers, address, missing, outputs, saved_lse
 
 if not missing:
     from .. import _C
@@ -133,7 +133,7 @@ def _results(
     if out is None:
         return torch.empty((B, T, H, D), dtype=dtype), torch.empty((B, H, T), dtype=torch.float32)
     y, lse = out
-    return fits("attention", y, (B, T, H, D), dtype), fits("attention", lse, (B, H, T), torch.float32)
+    return outputs.fits("attention", y, (B, T, H, D), dtype, CPU), outputs.statistic("attention", (B, H, T), CPU, lse)
 
 
 def _lengths(kv_lengths: Tensor | None) -> Tensor | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch  # before the module: it brings the OpenMP runtime that the module then shares
 from torch import Tensor
@@ -37,6 +39,7 @@ def _forced() -> str | None:
 
 missing = missing or _forced()
 
+CPU = torch.device("cpu")
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Buffers = tuple[Tensor | None, ...]  # a gradient per tensor argument of an op, None where nobody wants one
@@ -70,7 +73,7 @@ def in_rows(x: Tensor) -> tuple[Tensor, int]:
 
 def contiguous_like(x: Tensor) -> Tensor:
     """A fresh tensor of x's shape and dtype. torch.empty(x.shape, dtype=x.dtype) costs 1.2 µs more."""
-    return torch.empty_like(x) if x.is_contiguous() else torch.empty(x.shape, dtype=x.dtype)
+    return torch.empty_like(x) if x.is_contiguous() else torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def address(x: Tensor | None) -> int:
@@ -88,18 +91,71 @@ def codes(checked: Checked) -> list[list[int]]:
     return [[CODES[dtype] for dtype in dtypes] for dtypes in checked.dtypes]
 
 
-def fits(op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """`buffer`, if a kernel may fill it.
+@dataclass(frozen=True)
+class Outputs:
+    """Where a backend's kernels write: the buffers that a caller gives as `out`, if a kernel may fill them, else fresh memory.
 
-    Raises:
-        ValueError: another shape, dtype or device, or not contiguous.
+    Attributes:
+        backend: for messages.
+        like: memory of a tensor's shape and dtype on its device, contiguous.
+        floats: memory for so many float32, by shape and device.
     """
-    if buffer.shape != shape or buffer.dtype != dtype or not buffer.is_cpu or not buffer.is_contiguous():
-        raise ValueError(
-            f"{op} on cpp: an out buffer must be {tuple(shape)} {dtype}, contiguous, on the CPU; "
-            f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
-        )
-    return buffer
+
+    backend: str
+    like: Callable[[Tensor], Tensor]
+    floats: Callable[[tuple[int, ...], torch.device], Tensor]
+
+    def fits(self, op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`buffer`, if a kernel may fill it.
+
+        Raises:
+            ValueError: another shape, dtype or device, or not contiguous.
+        """
+        if buffer.shape != shape or buffer.dtype != dtype or buffer.device != device or not buffer.is_contiguous():
+            raise ValueError(
+                f"{op} on {self.backend}: an out buffer must be {tuple(shape)} {dtype}, contiguous, on {device}; "
+                f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
+            )
+        return buffer
+
+    def result(self, op: str, x: Tensor, buffer: Tensor | None) -> Tensor:
+        """Where a result of the shape and dtype of `x` goes.
+
+        Raises:
+            ValueError: the buffer does not fit.
+        """
+        return self.like(x) if buffer is None else self.fits(op, buffer, x.shape, x.dtype, x.device)
+
+    def statistic(self, op: str, shape: tuple[int, ...], device: torch.device, buffer: Tensor | None) -> Tensor:
+        """Where float32 of that shape go: what a forward saves, a loss.
+
+        Raises:
+            ValueError: the buffer does not fit.
+        """
+        return self.floats(shape, device) if buffer is None else self.fits(op, buffer, shape, torch.float32, device)
+
+    def gradients(
+        self, op: str, tensors: tuple[Tensor | None, ...], needs: tuple[bool, ...], out: Buffers | None
+    ) -> Buffers:
+        """Where the gradient of each of the tensors goes; None where nobody wants one.
+
+        Args:
+            needs: for which of them one is wanted; not looked at where `out` tells.
+
+        Raises:
+            ValueError: a buffer does not fit its tensor.
+        """
+        if out is None:
+            return tuple(
+                self.like(x) if need and x is not None else None for x, need in zip(tensors, needs, strict=True)
+            )
+        for buffer, x in zip(out, tensors, strict=True):
+            if buffer is not None and x is not None:
+                self.fits(op, buffer, x.shape, x.dtype, x.device)
+        return out
+
+
+outputs = Outputs("cpp", contiguous_like, lambda shape, device: torch.empty(shape, dtype=torch.float32))
 
 
 def saved_lse(backend: str, dy: Tensor, y: Tensor, lse: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

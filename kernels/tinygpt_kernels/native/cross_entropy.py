@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, classes, fits, missing, number, row_lse, rows
+from .common import CODES, CPU, FLOATS, Buffers, address, classes, missing, number, outputs, row_lse, rows
 
 if not missing:
     from .. import _C
@@ -24,18 +24,13 @@ _ROWS = 8192  # rows of them at most, and columns at least: neither side of the 
 _WIDTH = 256
 
 
-_CPU = torch.device("cpu")
-
-
 def _number(x: Tensor | None, name: str) -> Tensor | None:
-    return None if x is None else number("cpp", x, name, _CPU)
+    return None if x is None else number("cpp", x, name, CPU)
 
 
 def _outputs(op: str, R: int, out: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    if out is None:
-        return torch.empty((), dtype=torch.float32), torch.empty(R, dtype=torch.float32)
-    loss, lse = out
-    return fits(op, loss, (), torch.float32), fits(op, lse, (R,), torch.float32)
+    loss, lse = out or (None, None)
+    return outputs.statistic(op, (), CPU, loss), outputs.statistic(op, (R,), CPU, lse)
 
 
 def cross_entropy_fwd(
@@ -53,7 +48,7 @@ def cross_entropy_fwd(
     """
     logits, stride = rows(logits)
     R, V = logits.shape
-    targets, denominator = classes("cpp", targets, _CPU), _number(denominator, "denominator")
+    targets, denominator = classes("cpp", targets, CPU), _number(denominator, "denominator")
     loss, lse = _outputs("cross_entropy", R, out)
     V = vocab or V
     _C.cross_entropy_fwd(
@@ -78,18 +73,13 @@ def cross_entropy_bwd(
     Returns:
         (dlogits, None, None).
     """
-    logits_rows, stride = rows(logits)
-    R, V = logits_rows.shape
-    if out is None:
-        dlogits = torch.empty((R, V), dtype=logits.dtype) if needs[0] else None
-    else:
-        dlogits = out[0]
+    (dlogits,) = outputs.gradients("cross_entropy", (logits,), needs[:1], out and out[:1])
     if dlogits is None:
         return None, None, None
-    if out is not None:
-        fits("cross_entropy", dlogits, (R, V), logits.dtype)
-    row_lse("cross_entropy", "cpp", lse, R, _CPU)
-    targets, denominator = classes("cpp", targets, _CPU), _number(denominator, "denominator")
+    logits_rows, stride = rows(logits)
+    R, V = logits_rows.shape
+    row_lse("cross_entropy", "cpp", lse, R, CPU)
+    targets, denominator = classes("cpp", targets, CPU), _number(denominator, "denominator")
     upstream = _number(dloss, "dloss")
     vocab = vocab or V
     _C.cross_entropy_bwd(
@@ -123,7 +113,7 @@ def linear_cross_entropy_fwd(
         (loss, lse).
     """
     R, V = hidden.shape[0], vocab or weight.shape[0]
-    targets, denominator = classes("cpp", targets, _CPU), _number(denominator, "denominator")
+    targets, denominator = classes("cpp", targets, CPU), _number(denominator, "denominator")
     loss, lse = _outputs("linear_cross_entropy", R, out)
     slices, blocks = _slices(R, V), _blocks(R)
     hidden = hidden.float()
@@ -170,11 +160,11 @@ def linear_cross_entropy_bwd(
         (dhidden, dweight, None, None), None where not wanted.
     """
     R, V = hidden.shape[0], vocab or weight.shape[0]
-    dhidden, dweight = _gradients(hidden, weight, needs, out)
+    dhidden, dweight = outputs.gradients("linear_cross_entropy", (hidden, weight), needs[:2], out and out[:2])
     if dhidden is None and dweight is None:
         return None, None, None, None
-    row_lse("linear_cross_entropy", "cpp", lse, R, _CPU)
-    targets = classes("cpp", targets, _CPU)
+    row_lse("linear_cross_entropy", "cpp", lse, R, CPU)
+    targets = classes("cpp", targets, CPU)
     upstream, divisor = _number(dloss, "dloss"), _number(denominator, "denominator")
     slices, blocks = _slices(R, V), _blocks(R)
     if divisor is None and len(blocks) > 1:
@@ -208,19 +198,6 @@ def linear_cross_entropy_bwd(
     if dhidden is not None and dwide is not None and dhidden is not dwide:
         dhidden.copy_(dwide)
     return dhidden, dweight, None, None
-
-
-def _gradients(
-    hidden: Tensor, weight: Tensor, needs: tuple[bool, ...], out: Buffers | None
-) -> tuple[Tensor | None, Tensor | None]:
-    if out is None:
-        dhidden, dweight = (torch.empty(x.shape, dtype=x.dtype) if need else None
-                            for x, need in zip((hidden, weight), needs[:2], strict=True))  # fmt: skip
-        return dhidden, dweight
-    for buffer, like in zip(out[:2], (hidden, weight), strict=True):
-        if buffer is not None:
-            fits("linear_cross_entropy", buffer, like.shape, like.dtype)
-    return out[0], out[1]
 
 
 def _add_product(target: Tensor, a: Tensor, b: Tensor, *, fresh: bool) -> None:

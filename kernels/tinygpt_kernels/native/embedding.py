@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, contiguous_like, fits, in_rows, indices, missing, table_gradient
+from .common import CODES, CPU, FLOATS, Buffers, address, in_rows, indices, missing, outputs, table_gradient
 
 if not missing:
     from .. import _C
@@ -29,7 +29,11 @@ def embedding_fwd(
     V, C = token.shape
     P = 0 if position is None else position.shape[0]
     shape = (B, T, C)
-    x = torch.empty(shape, dtype=token.dtype) if out is None else fits("embedding", out[0], shape, token.dtype)
+    x = (
+        torch.empty(shape, dtype=token.dtype)
+        if out is None
+        else outputs.fits("embedding", out[0], shape, token.dtype, CPU)
+    )
     tokens, token = indices(tokens), token.contiguous()
     position = None if position is None else position.contiguous()
     positions = None if positions is None else indices(positions)
@@ -56,14 +60,7 @@ def embedding_bwd(
     """
     dy_rows, dy_stride = in_rows(table_gradient("cpp", dy, tokens, token))
     B, T, C = dy.shape
-    if out is None:
-        dtoken = contiguous_like(token) if needs[1] else None
-        dposition = contiguous_like(position) if position is not None and needs[2] else None
-    else:
-        dtoken, dposition = out[1:3]
-        for buffer, like in ((dtoken, token), (dposition, position)):
-            if buffer is not None and like is not None:
-                fits("embedding", buffer, like.shape, like.dtype)
+    dtoken, dposition = outputs.gradients("embedding", (token, position), needs[1:3], out and out[1:3])
     for gradient, used, factor in ((dtoken, tokens, scale), (dposition, positions, 1.0)):
         if gradient is not None:
             rows = None if used is None else indices(used)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import Impl, register
-from .common import CODES, FLOATS, Buffers, address, belonging, code, contiguous_like, fits, in_rows, missing
+from .common import CODES, FLOATS, Buffers, address, belonging, code, in_rows, missing, outputs
 
 if not missing:
     from .. import _C
@@ -26,7 +26,7 @@ def gelu_fwd(
     """
     x_rows, stride = in_rows(x)
     C = x.shape[-1]
-    y = contiguous_like(x) if out is None else fits("gelu", out[0], x.shape, x.dtype)
+    y = outputs.result("gelu", x, out[0] if out else None)
     bias = None if bias is None else bias.contiguous()
     _C.gelu_fwd(
         x_rows.data_ptr(), stride, CODES[x.dtype], address(bias), code(bias), y.data_ptr(), approximate == "tanh",
@@ -52,14 +52,7 @@ def gelu_bwd(
     x_rows, stride = in_rows(x)
     dy_rows, dy_stride = in_rows(belonging("gelu", "cpp", dy, x))
     C = x.shape[-1]
-    if out is None:
-        dx = contiguous_like(x) if needs[0] else None
-        dbias = contiguous_like(bias) if bias is not None and needs[1] else None
-    else:
-        dx, dbias = out
-        for buffer, like in ((dx, x), (dbias, bias)):
-            if buffer is not None and like is not None:
-                fits("gelu", buffer, like.shape, like.dtype)
+    dx, dbias = outputs.gradients("gelu", (x, bias), needs, out)
     bias = None if bias is None else bias.contiguous()
     _C.gelu_bwd(
         dy_rows.data_ptr(), dy_stride, x_rows.data_ptr(), stride, CODES[x.dtype], address(bias), code(bias),

@@ -14,7 +14,7 @@ import torch
 from ...config import RunConfig
 from ...errors import UserError
 from ...models import kind
-from ._base import Preparing, Task
+from ._base import Opening, Preparing, Task
 
 if TYPE_CHECKING:
     from ...checkpoint import Run
@@ -41,7 +41,7 @@ def open_task(
         UserError: data that cannot be read, has changed, or does not suit the model.
     """
     cls: type[Task] = importlib.import_module(f".{kind(config.model.name).task}", __name__).TASK
-    task = cls(config, device, run, data, preparing)
+    task = cls(config, device, Opening(run, data, preparing))
     recorded = run.facts.get("corpus", {}) if run is not None else {}
     if run is not None and not data and recorded.get("fingerprint") != task.corpus.fingerprint:
         before = {part["name"]: part["sha256"] for part in recorded.get("parts", [])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -40,12 +40,19 @@ class AnyCorpus(Protocol):
     def notices(self) -> tuple[str, ...]: ...
 
 
+class Opening(NamedTuple):
+    """What a task reads, as in `open_task`: the data of a run, or other data."""
+
+    run: Run | None = None
+    data: Sequence[str] = ()
+    preparing: Preparing | None = None
+
+
 class Task(ABC):
     """Data as batches, and what a model makes of it.
 
     Args:
-        config: of the run. device: where batches go.
-        run, data: as in `open_task`.
+        config: of the run. device: where batches go. opening: what is read.
 
     Attributes:
         corpus, tokenizer: what was read.
@@ -60,15 +67,17 @@ class Task(ABC):
     labels: tuple[str, ...] | None = None
     unit: str = "token"
 
-    def __init__(
-        self,
-        config: RunConfig,
-        device: torch.device,
-        run: Run | None,
-        data: Sequence[str],
-        preparing: Preparing | None = None,
-    ) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, opening: Opening) -> None:
         self.config, self.device = config, device
+        self._read(opening)
+
+    @abstractmethod
+    def _read(self, opening: Opening) -> None:
+        """Fill `corpus`, `tokenizer`, `row_tokens` and what else comes from the data.
+
+        Raises:
+            UserError: data that cannot be read or does not suit the model.
+        """
 
     @property
     def vocab_size(self) -> int:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...config import RunConfig
 from ...data.batches import Batch, draws, moved
 from ...data.examples import ExampleCorpus, Examples, encode_known, prepare_examples
 from ...data.records import RecordSource, find_for
@@ -22,11 +21,8 @@ from ...models.encoder import Encoder
 from ...tokenizers import Tokenizer
 from ..evaluate import Evaluation, mean_loss
 from ..machine import autocast
-from ._base import Preparing, Progress, Task
+from ._base import Opening, Progress, Task
 from .pairs import in_order
-
-if TYPE_CHECKING:
-    from ...checkpoint import Run
 
 _AT_A_TIME = 64
 _SHOWN = 5
@@ -65,15 +61,8 @@ class Labelled(Task):
     labels: tuple[str, ...]
     unit = "line"
 
-    def __init__(
-        self,
-        config: RunConfig,
-        device: torch.device,
-        run: Run | None,
-        data: Sequence[str],
-        preparing: Preparing | None = None,
-    ) -> None:
-        super().__init__(config, device, run, data, preparing)
+    def _read(self, opening: Opening) -> None:
+        config, (run, data, _) = self.config, opening
         sources = find_for(data or config.data.sources, "labelled", config.model.name)
         self.corpus, self.tokenizer = prepare_examples(
             [s for s in sources if isinstance(s, RecordSource)],

@@ -5,22 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...config import RunConfig
 from ...data.batches import IGNORED, Batch, Tokens, draws, moved
 from ...generation import line_end
 from ...models._base import Model
-from ._base import Preparing
+from ._base import Opening
 from .stream import Stream
-
-if TYPE_CHECKING:
-    from ...checkpoint import Run
 
 _CHUNK = 1 << 24
 
@@ -30,18 +25,11 @@ class Lines(Stream):
     `block_size` makes several rows. So every token but the first of the text is a target exactly once, as in a stream.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        device: torch.device,
-        run: Run | None,
-        data: Sequence[str],
-        preparing: Preparing | None = None,
-    ) -> None:
-        super().__init__(config, device, run, data, preparing)
+    def _read(self, opening: Opening) -> None:
+        super()._read(opening)
         self.line_end = line_end(self.tokenizer)
         self._rows = {
-            split: rows(tokens, self.line_end, config.model.block_size)
+            split: rows(tokens, self.line_end, self.config.model.block_size)
             for split, tokens in (("train", self.corpus.train), ("validation", self.corpus.validation))
         }
         starts = self._rows["train"]

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...config import RunConfig
 from ...data.batches import IGNORED, Batch, draws, moved
 from ...data.examples import ExampleCorpus, Examples, Rows, prepare_examples
 from ...data.records import RecordSource, find_for
@@ -26,10 +25,7 @@ from ...models._base import Model
 from ...models.transformer import Transformer
 from ...tokenizers import Tokenizer
 from ..evaluate import Evaluation, mean_loss, perplexity
-from ._base import Preparing, Progress, Task
-
-if TYPE_CHECKING:
-    from ...checkpoint import Run
+from ._base import Opening, Progress, Task
 
 TRANSLATED = 1000
 """Validation pairs that are translated for exact match and BLEU: the first ones."""
@@ -64,15 +60,8 @@ class Pairs(Task):
 
     corpus: ExampleCorpus
 
-    def __init__(
-        self,
-        config: RunConfig,
-        device: torch.device,
-        run: Run | None,
-        data: Sequence[str],
-        preparing: Preparing | None = None,
-    ) -> None:
-        super().__init__(config, device, run, data, preparing)
+    def _read(self, opening: Opening) -> None:
+        config, (run, data, _) = self.config, opening
         sources = find_for(data or config.data.sources, "pairs", config.model.name)
         self.corpus, self.tokenizer = prepare_examples(
             [s for s in sources if isinstance(s, RecordSource)],

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
 
 from ... import generation
-from ...config import RunConfig
 from ...data.batches import Batch, consecutive_batches, random_batch
 from ...data.corpus import TRAIN_SHARE, Corpus, prepare, require_blocks
 from ...models._base import Model
 from ..evaluate import TextEvaluation, evaluate, random_estimate
-from ._base import Preparing, Progress, Task
-
-if TYPE_CHECKING:
-    from ...checkpoint import Run
+from ._base import Opening, Progress, Task
 
 
 class Stream(Task):
@@ -25,15 +20,8 @@ class Stream(Task):
     corpus: Corpus
     line_end: int | None = None
 
-    def __init__(
-        self,
-        config: RunConfig,
-        device: torch.device,
-        run: Run | None,
-        data: Sequence[str],
-        preparing: Preparing | None = None,
-    ) -> None:
-        super().__init__(config, device, run, data, preparing)
+    def _read(self, opening: Opening) -> None:
+        config, (run, data, preparing) = self.config, opening
         self.corpus, self.tokenizer = prepare(
             data or config.data.sources,
             run.tokenizer if run is not None else config.data.tokenizer,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...dispatch import Impl, register
 from ..common import CODES, FLOATS, Buffers, saved_lse
 from . import common
-from .common import MIN_SM, fits
+from .common import MIN_SM, outputs
 
 HEAD_DIMS = frozenset({32, 64, 96, 128})
 _NOWHERE = (0, 0, 0, 0)  # strides of a gradient that nobody wants
@@ -151,7 +151,8 @@ def _results(q: Tensor, shape: tuple[int, ...], out: tuple[Tensor, Tensor] | Non
         return (common.fresh(*shape, dtype=q.dtype, device=q.device),
                 common.fresh(B, H, T, dtype=torch.float32, device=q.device))  # fmt: skip
     y, lse = out
-    return fits("attention", y, shape, q.dtype, q.device), fits("attention", lse, (B, H, T), torch.float32, q.device)
+    return (outputs.fits("attention", y, shape, q.dtype, q.device),
+            outputs.statistic("attention", (B, H, T), q.device, lse))  # fmt: skip
 
 
 def _lengths(kv_lengths: Tensor | None, q: Tensor) -> Tensor | None:

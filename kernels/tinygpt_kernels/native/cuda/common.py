@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...interpreter import gpu_present
-from ..common import missing
+from ..common import Outputs, missing
 
 if not missing:
     from ... import _C
@@ -73,6 +73,13 @@ def fresh(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+outputs = Outputs(
+    "cuda",
+    lambda x: fresh(*x.shape, dtype=x.dtype, device=x.device),
+    lambda shape, device: fresh(*shape, dtype=torch.float32, device=device),
+)
+
+
 def stream(x: Tensor) -> int:
     """PyTorch's current stream on the device of `x`."""
     return torch.cuda.current_stream(x.device).cuda_stream
@@ -83,17 +90,3 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
     if x.device.index is None or x.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(x.device)
-
-
-def fits(op: str, buffer: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`buffer`, if a kernel may fill it.
-
-    Raises:
-        ValueError: another shape, dtype or device, or not contiguous.
-    """
-    if buffer.shape != shape or buffer.dtype != dtype or buffer.device != device or not buffer.is_contiguous():
-        raise ValueError(
-            f"{op} on cuda: an out buffer must be {tuple(shape)} {dtype}, contiguous, on {device}; "
-            f"got {tuple(buffer.shape)} {buffer.dtype} on {buffer.device}, strides {buffer.stride()}"
-        )
-    return buffer

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...dispatch import Impl, register
 from ..common import CODES, FLOATS, Buffers, classes, number, row_lse, rows
 from . import common
-from .common import MIN_SM, fits
+from .common import MIN_SM, outputs
 
 
 def cross_entropy_fwd(
@@ -56,18 +56,15 @@ def cross_entropy_bwd(
     Returns:
         (dlogits, None, None).
     """
-    R, V = logits.shape
-    if out is not None:
-        dlogits = None if out[0] is None else fits("cross_entropy", out[0], (R, V), logits.dtype, logits.device)
-    else:
-        dlogits = common.fresh(R, V, dtype=logits.dtype, device=logits.device) if needs[0] else None
+    (dlogits,) = outputs.gradients("cross_entropy", (logits,), needs[:1], out and out[:1])
     if dlogits is None:
         return None, None, None
+    R, V = logits.shape
     logits, _ = rows(logits)
     targets = classes("cuda", targets, logits.device)
     row_lse("cross_entropy", "cuda", lse, R, logits.device)
     factor = _factor(dloss, targets, denominator, ignore_index)
-    _gradients(logits, targets, lse, factor, vocab or V, ignore_index, label_smoothing, dlogits)
+    _dlogits(logits, targets, lse, factor, vocab or V, ignore_index, label_smoothing, dlogits)
     return dlogits, None, None
 
 
@@ -110,16 +107,7 @@ def linear_cross_entropy_bwd(
         (dhidden, dweight, None, None), None where not wanted.
     """
     R, V = hidden.shape[0], weight.shape[0]
-    if out is None:
-        dhidden, dweight = (
-            common.fresh(*like.shape, dtype=like.dtype, device=like.device) if need else None
-            for like, need in zip((hidden, weight), needs[:2], strict=True)
-        )
-    else:
-        dhidden, dweight = (
-            None if buffer is None else fits("linear_cross_entropy", buffer, like.shape, like.dtype, like.device)
-            for buffer, like in zip(out[:2], (hidden, weight), strict=True)
-        )
+    dhidden, dweight = outputs.gradients("linear_cross_entropy", (hidden, weight), needs[:2], out and out[:2])
     if dhidden is None and dweight is None:
         return None, None, None, None
     targets = classes("cuda", targets, hidden.device)
@@ -129,7 +117,7 @@ def linear_cross_entropy_bwd(
     several = dweight is not None and not 0 < R == _height(hidden, weight)
     total = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if several else None
     for block, logits in _blocks(hidden, weight):
-        _gradients(logits, targets[block], lse[block], factor, vocab or V, ignore_index, label_smoothing, logits)
+        _dlogits(logits, targets[block], lse[block], factor, vocab or V, ignore_index, label_smoothing, logits)
         if dhidden is not None:
             torch.mm(logits, weight, out=dhidden[block])
         if total is not None:
@@ -165,10 +153,9 @@ def _floats(*shape: int, like: Tensor) -> Tensor:
 
 
 def _outputs(op: str, targets: Tensor, out: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    R, device = targets.numel(), targets.device
-    if out is None:
-        return _floats(like=targets), _floats(R, like=targets)
-    return fits(op, out[0], (), torch.float32, device), fits(op, out[1], (R,), torch.float32, device)
+    loss, lse = out or (None, None)
+    device = targets.device
+    return outputs.statistic(op, (), device, loss), outputs.statistic(op, (targets.numel(),), device, lse)
 
 
 def _losses(logits: Tensor, targets: Tensor, ignore_index: int, smoothing: float, lse: Tensor, losses: Tensor) -> None:
@@ -198,7 +185,7 @@ def _factor(dloss: Tensor, targets: Tensor, denominator: Tensor | None, ignore_i
     return factor
 
 
-def _gradients(
+def _dlogits(
     logits: Tensor, targets: Tensor, lse: Tensor, factor: Tensor, vocab: int, ignore_index: int, smoothing: float,
     dlogits: Tensor,
 ) -> None:  # fmt: skip

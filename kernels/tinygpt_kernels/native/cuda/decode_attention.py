@@ -11,7 +11,7 @@ from torch import Tensor
 from ...dispatch import Impl, register
 from ..common import CODES, FLOATS
 from . import common
-from .common import MIN_SM, fits
+from .common import MIN_SM, outputs
 
 
 def decode_attention_fwd(
@@ -30,8 +30,7 @@ def decode_attention_fwd(
     """
     q, k, v = (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in (q, k_cache, v_cache))
     (B, H, D), (S, K) = q.shape, k.shape[1:3]
-    y = common.fresh(B, H, D, dtype=q.dtype, device=q.device) if out is None else out[0]
-    fits("decode_attention", y, (B, H, D), q.dtype, q.device)
+    y = outputs.result("decode_attention", q, out and out[0])
     splits = common.module.cuda_decode_attention_splits(B, S, H, K, D, CODES[q.dtype])
     workspace = None if splits == 1 else common.fresh(B * H * splits * (D + 2), dtype=torch.float32, device=q.device)
     with common.on_device(q):

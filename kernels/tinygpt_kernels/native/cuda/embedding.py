@@ -8,7 +8,7 @@ from torch import Tensor
 from ...dispatch import Impl, register
 from ..common import CODES, FLOATS, Buffers, in_rows, indices, table_gradient
 from . import common
-from .common import MIN_SM, fits
+from .common import MIN_SM, outputs
 
 
 def embedding_fwd(
@@ -29,7 +29,7 @@ def embedding_fwd(
     if out is None:
         x = common.fresh(B, T, C, dtype=token.dtype, device=token.device)
     else:
-        x = fits("embedding", out[0], (B, T, C), token.dtype, token.device)
+        x = outputs.fits("embedding", out[0], (B, T, C), token.dtype, token.device)
     # Held until the launch: the memory of a copy that nobody holds is the next copy's.
     tokens, token = indices(tokens), token.contiguous()
     positions = None if positions is None else indices(positions)
@@ -58,16 +58,7 @@ def embedding_bwd(
         (None, dtoken, dposition, None), None where not wanted.
     """
     dy_rows, stride = in_rows(table_gradient("cuda", dy, tokens, token))
-    if out is None:
-        dtoken, dposition = (
-            common.fresh(*table.shape, dtype=table.dtype, device=table.device) if table is not None and need else None
-            for table, need in ((token, needs[1]), (position, needs[2]))
-        )
-    else:
-        dtoken, dposition = out[1:3]
-        for buffer, like in ((dtoken, token), (dposition, position)):
-            if buffer is not None and like is not None:
-                fits("embedding", buffer, like.shape, like.dtype, like.device)
+    dtoken, dposition = outputs.gradients("embedding", (token, position), needs[1:3], out and out[1:3])
     if dtoken is not None:
         _sum_rows(dy_rows, stride, tokens.shape, tokens, scale, dtoken)
     if dposition is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...dispatch import Impl, register
 from ..common import CODES, FLOATS, Buffers, belonging, code, in_rows
 from . import common
-from .common import MIN_SM, fits
+from .common import MIN_SM, outputs
 
 
 def gelu_fwd(
@@ -26,10 +26,7 @@ def gelu_fwd(
     """
     x_rows, stride = in_rows(x)
     C = x.shape[-1]
-    if out is None:
-        y = common.fresh(*x.shape, dtype=x.dtype, device=x.device)
-    else:
-        y = fits("gelu", out[0], x.shape, x.dtype, x.device)
+    y = outputs.result("gelu", x, out[0] if out else None)
     bias = None if bias is None else bias.contiguous()
     with common.on_device(x):
         common.module.cuda_gelu_fwd(
@@ -57,14 +54,7 @@ def gelu_bwd(
     dy_rows, dy_stride = in_rows(belonging("gelu", "cuda", dy, x))
     C = x.shape[-1]
     R = x.numel() // C
-    if out is None:
-        dx = common.fresh(*x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
-        dbias = common.fresh(C, dtype=bias.dtype, device=x.device) if bias is not None and needs[1] else None
-    else:
-        dx, dbias = out
-        for buffer, like in ((dx, x), (dbias, bias)):
-            if buffer is not None and like is not None:
-                fits("gelu", buffer, like.shape, like.dtype, like.device)
+    dx, dbias = outputs.gradients("gelu", (x, bias), needs, out)
     bias, partial = None if bias is None else bias.contiguous(), None
     if dbias is not None:
         lanes = common.module.cuda_gelu_bwd_lanes(R, C)
