@@ -14,8 +14,19 @@ from tinygpt_kernels import interpreter
 if not interpreter.gpu_present():
     os.environ[interpreter.VARIABLE] = "1"
 
+# With `pytest -n`, processes share the cores: threads of one that wait for each other would wait for the others too.
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if _processes > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _processes)))
+
 _cache = tempfile.TemporaryDirectory(prefix="tinygpt-tests-")
 os.environ["TINYGPT_CACHE"] = _cache.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """`pytest -n auto`: a process a core, but no more than 8, since each takes 1 to 2 GB."""
+    return min(os.cpu_count() or 1, 8)
 
 
 def pytest_collection_modifyitems(items):

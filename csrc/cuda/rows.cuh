@@ -138,7 +138,15 @@ template <int PARTS>
 __global__ void __launch_bounds__(kAddedColumns* kAdders) add_shares(Shares<PARTS> a) {
     SIMT_SHARED(float, sums, kAddedColumns* kAdders);
     const int part = static_cast<int>(blockIdx.y);
-    if (a.out[part] == nullptr) return;
+    void* out = a.out[0];
+    DType dtype = a.dtype[0];
+#pragma unroll
+    for (int p = 1; p < PARTS; ++p)  // chosen, not indexed: nvcc would copy the arguments to each thread's stack
+        if (p == part) {
+            out = a.out[p];
+            dtype = a.dtype[p];
+        }
+    if (out == nullptr) return;
     const int64_t c = static_cast<int64_t>(blockIdx.x) * kAddedColumns + threadIdx.x;
     float sum = 0.0f;
     if (c < a.cols) {
@@ -151,7 +159,7 @@ __global__ void __launch_bounds__(kAddedColumns* kAdders) add_shares(Shares<PART
     if (threadIdx.y > 0 || c >= a.cols) return;
 #pragma unroll
     for (int i = 1; i < kAdders; ++i) sum += sums[i * kAddedColumns + threadIdx.x];
-    put_parameter(a.out[part], a.dtype[part], c, sum);
+    put_parameter(out, dtype, c, sum);
 }
 
 template <int PARTS>

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -252,12 +251,7 @@ def kernels(workload: Workload, backend: str, dtype: torch.dtype, device: str) -
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """timing.matmul_rate of whoever multiplies fastest, once for each number of threads."""
-    return _matmul_rate(device, dtype, torch.get_num_threads())
-
-
-@lru_cache
-def _matmul_rate(device: str, dtype: torch.dtype, threads: int) -> float:
+    """timing.matmul_rate of whoever multiplies fastest."""
     own = (backend.products for backend in dispatch.backends.values())
     return timing.matmul_rate(device, dtype, [products for products in own if products])
 

@@ -128,19 +128,28 @@ def matmul(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Run
 
 
 def matmul_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, others: Iterable[Products] = ()) -> float:
-    """FLOP/s of this machine's large matrix product now, the best of several: a busy neighbour only makes it slower.
+    """FLOP/s of this machine's large matrix product, the best of several: a busy neighbour only makes it slower.
+
+    Measured once in a process for the same arguments and number of threads: half a second.
 
     Args:
         others: whose products count beside PyTorch's own. MKL does half of what a Zen 5 can.
     """
-    run, flop = matmul(device, dtype)
-    candidates = {"": run}
-    for products in others:
-        a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
-        if products.serves(a):
-            candidates[products.backend] = partial(products.linear_fwd, a, b, out=torch.empty_like(a))
-    seconds = interleaved(candidates, rounds=6, seconds=0.0, device=device)
-    return max((flop if not name else 2.0 * 1024**3) / min(times) for name, times in seconds.items())
+    own = {products.backend: products for products in others}
+    key = device, dtype, torch.get_num_threads(), frozenset(own)
+    if key not in _rates:
+        run, flop = matmul(device, dtype)
+        candidates = {"": run}
+        for name, products in own.items():
+            a, b = (torch.randn(1024, 1024, device=device).to(dtype) for _ in range(2))
+            if products.serves(a):
+                candidates[name] = partial(products.linear_fwd, a, b, out=torch.empty_like(a))
+        seconds = interleaved(candidates, rounds=6, seconds=0.0, device=device)
+        _rates[key] = max((flop if not name else 2.0 * 1024**3) / min(times) for name, times in seconds.items())
+    return _rates[key]
+
+
+_rates: dict[tuple[str, torch.dtype, int, frozenset[str]], float] = {}
 
 
 def copy(bytes_: float, device: str = "cpu") -> Run:

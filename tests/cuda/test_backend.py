@@ -88,4 +88,4 @@ def test_buffers_that_do_not_fit_are_refused():
     with pytest.raises(
         ValueError, match=r"layer_norm on cuda: an out buffer must be \(2, 4\) torch.float32, contiguous, on cpu"
     ):
-        common.fits("layer_norm", torch.ones(4, 2).T, (2, 4), torch.float32, x.device)
+        common.outputs.fits("layer_norm", torch.ones(4, 2).T, (2, 4), torch.float32, x.device)

@@ -29,7 +29,7 @@ def registers():
 @pytest.mark.parametrize("arch", [pytest.param(a, marks=[pytest.mark.slow] * (a != 90)) for a in ARCHITECTURES])
 def test_no_kernel_spills_and_an_sm_holds_at_least_eight_warps(arch):
     found = reports(arch)
-    assert {r.kernel.split()[0] for r in found} == {
+    assert {r.kernel.split()[0] for r in found if ".cu " in r.kernel} == {
         p.name for p in (Path(__file__).parents[2] / "csrc/cuda").glob("*.cu")
     }
     assert [r.kernel for r in found if r.spill] == []
@@ -51,7 +51,8 @@ def test_registers_stay_within_the_budget_of_this_nvcc():
 @pytest.mark.parametrize(("mangled", "name"), [
     ("_ZN7tinygpt4cuda46_GLOBAL__N__eaa57a13_13_layer_norm_cu_ca36b8478backwardI13__nv_bfloat16Lb0EEEvNS_12LayerNormBwdEPf",
      "layer_norm.cu backward<bfloat16, false>"),
-    ("_ZN7tinygpt4cuda46_GLOBAL__N__eaa57a13_13_layer_norm_cu_ca36b84710add_blocksENS_12LayerNormBwdEPKfi", "layer_norm.cu add_blocks"),
+    ("_ZN7tinygpt4cuda45_GLOBAL__N__eaa57a13_12_optimizer_cu_ca36b84710one_kernelENS_5AdamWE", "optimizer.cu one_kernel"),
+    ("_ZN7tinygpt4cuda10add_sharesILi2EEEvNS0_6SharesIXT_EEE", "add_shares<2>"),  # of a header
 ])  # fmt: skip
 def test_names_can_be_read(mangled, name):
     assert cuda.readable(mangled) == name

@@ -28,11 +28,17 @@ def losses(config, steps):
     return found, trainer
 
 
+WIDER = ("model.layers=4", "model.heads=4", "model.width=128", "model.block_size=64", "training.batch_size=12")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return losses(small(tmp_path_factory.mktemp("reference"), *WIDER, backend="reference"), 50)[0]
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpp", "auto"])
-def test_fifty_steps_follow_the_reference(tmp_path, backend):
-    shape = ("model.layers=4", "model.heads=4", "model.width=128", "model.block_size=64", "training.batch_size=12")
-    ours, trainer = losses(small(tmp_path, *shape, backend=backend), 50)
-    reference, _ = losses(small(tmp_path, *shape, backend="reference"), 50)
+def test_fifty_steps_follow_the_reference(tmp_path, reference, backend):
+    ours, trainer = losses(small(tmp_path, *WIDER, backend=backend), 50)
     assert max(abs(a - b) for a, b in zip(ours, reference, strict=True)) < 1e-3
     assert ours[-1] < ours[0] - 0.5
     if backend == "cpp":

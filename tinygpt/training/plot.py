@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ class LossPlot:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self._drawn = -math.inf
+        self._drawn = time.monotonic()  # what ends within a pause is drawn once
 
     def update(self, run: Run, *, last: bool = False) -> None:
         """Draw the curve anew, unless that was done a moment ago; `last`: in any case."""
