@@ -48,7 +48,7 @@ def test_code_for_other_gpus_is_found_by_a_probe(monkeypatch):
         common, "_C", type("Module", (), {"cuda_probe": staticmethod(lambda: "no kernel image is available")})
     )
     message = refusal()
-    assert "is built for sm_80-real, sm_90, which does not run here: no kernel image is available" in message
+    assert "is built for sm_80, sm_90, which does not run here: no kernel image is available" in message
     assert "TINYGPT_CUDA_ARCHITECTURES" in message
 
 

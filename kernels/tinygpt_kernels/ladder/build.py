@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from ..userdir import cache_directory
 
 CUDA = Path(__file__).parents[3] / "csrc" / "cuda"
@@ -82,10 +84,11 @@ def for_gpu(path: Path) -> ctypes.CDLL:
     nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"))
     if nvcc is None:
         raise LadderError("--time needs nvcc on the path, to compile the rungs for the GPU")
-    target = _target(f"{path.stem}-gpu", (nvcc,), [path])
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    target = _target(f"{path.stem}-{architecture}", (nvcc,), [path])
     if not target.exists():
         with _folder(target) as folder:
-            _link([nvcc, "-shared", "-std=c++17", "-O3", "-arch=native", "-Xcompiler", "-fPIC", f"-I{LADDER}"],
+            _link([nvcc, "-shared", "-std=c++17", "-O3", f"-arch={architecture}", "-Xcompiler", "-fPIC", f"-I{LADDER}"],
                   [str(path)], target, folder)  # fmt: skip
     return ctypes.CDLL(str(target))
 

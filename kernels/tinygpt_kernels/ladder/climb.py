@@ -18,6 +18,7 @@ from .build import LadderError
 from .rungs import Rung
 
 _MODES = {"fast": 0, "seeded": 1, "check": 2, "count": 3}
+_DOES = {"fast": "run in order", "seeded": "run in a random order", "check": "every access checked"}
 _D, _EPS = 64, 1e-5
 # Around the sizes of tiles and vectors.
 _TRIED = {
@@ -90,9 +91,6 @@ def judge(rung: Rung) -> Verdict:
     return Verdict(tuple(dict.fromkeys(wrong)), runs)
 
 
-_DOES = {"fast": "run in order", "seeded": "run in a random order", "check": "every access checked"}
-
-
 def _named(op: str, sizes: tuple[int, int]) -> str:
     return f"{sizes[0]} heads, T {sizes[1]}" if op == "attention" else f"{sizes[0]} rows of {sizes[1]}"
 
@@ -148,9 +146,10 @@ def seconds(found: Sequence[Rung]) -> list[float]:
         raise LadderError("--time needs an NVIDIA GPU that PyTorch can use; there is none here")
     runs: dict[str, timing.Run] = {}
     for rung in found:
-        call, argument, _results, _kept = _prepared(rung.op, build.for_gpu(rung.path), *_inputs(rung.op, "cuda"))
+        call, argument, _, kept = _prepared(rung.op, build.for_gpu(rung.path), *_inputs(rung.op, "cuda"))
 
-        def run(call: Callable[..., bytes | None] = call, argument: Any = argument, kept: object = _kept) -> None:
+        # `kept` are the tensors whose addresses stand in the argument.
+        def run(call: Callable[..., bytes | None] = call, argument: Any = argument, kept: object = kept) -> None:
             if message := call(ctypes.byref(argument), torch.cuda.current_stream().cuda_stream):
                 raise LadderError(message.decode())
 

@@ -46,8 +46,11 @@ def unavailable(device_type: str) -> str | None:
         return "needs an NVIDIA GPU that PyTorch can use; it finds none here, though there is a driver"
     why: str = _C.cuda_probe()
     if why:
+        built = (
+            (built_for() or "").replace("-real", "").replace(",", ", sm_")
+        )  # "80-real,90": sm_90's code is there as PTX too
         return (
-            f"is built for sm_{(built_for() or '').replace(',', ', sm_')}, which does not run here: {why}; build it anew on this "
+            f"is built for sm_{built}, which does not run here: {why}; build it anew on this "
             "machine (`pip install -e .`), or name the GPU's architecture with TINYGPT_CUDA_ARCHITECTURES"
         )
     return None
