@@ -59,11 +59,11 @@ def cases(op: str) -> tuple[Case, ...]:
 
 
 def _layer_norm(rows: tuple[int, ...], C: int, *, bias: bool = True, mean: float = 0.0, view: str = "contiguous",
-                parameters: torch.dtype | None = None) -> Callable[[Draw], Any]:  # fmt: skip
+                scales: torch.dtype | None = None, biases: torch.dtype | None = None) -> Callable[[Draw], Any]:  # fmt: skip
     def make(draw: Draw) -> Any:
         x = _viewed(draw, (*rows, C), view, mean)
-        weight = draw.normal(C, mean=1.0, scale=0.3, dtype=parameters)
-        return (x, weight, draw.normal(C, dtype=parameters) if bias else None), {}
+        weight = draw.normal(C, mean=1.0, scale=0.3, dtype=scales)
+        return (x, weight, draw.normal(C, dtype=biases) if bias else None), {}
 
     return make
 
@@ -187,7 +187,11 @@ CASES: tuple[Case, ...] = (
     Case("layer_norm", "2x3x65", _layer_norm((2, 3), 65)),
     Case("layer_norm", "17x128", _layer_norm((17,), 128)),
     Case("layer_norm", "129x129 no bias", _layer_norm((129,), 129, bias=False)),
-    Case("layer_norm", "65x384 float32 parameters", _layer_norm((65,), 384, parameters=torch.float32)),
+    Case(
+        "layer_norm", "65x384 float32 parameters", _layer_norm((65,), 384, scales=torch.float32, biases=torch.float32)
+    ),
+    Case("layer_norm", "17x40 float32 weight", _layer_norm((17,), 40, scales=torch.float32)),
+    Case("layer_norm", "17x40 float32 bias", _layer_norm((17,), 40, biases=torch.float32)),
     Case("layer_norm", "33x768", _layer_norm((33,), 768)),
     Case("layer_norm", "17x1023 large mean", _layer_norm((17,), 1023, mean=30.0)),
     Case("layer_norm", "17x128 rows apart", _layer_norm((17,), 128, view="rows apart")),

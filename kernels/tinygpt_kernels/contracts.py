@@ -22,8 +22,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> De
             f"layer_norm: x {tuple(x.shape)} needs weight and bias of its last dimension, "
             f"got {tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
         )
-    if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
-        raise ValueError(f"layer_norm: weight is {weight.dtype}; it must be {x.dtype}, as x is, or torch.float32")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.dtype is not x.dtype and parameter.dtype is not torch.float32:
+            raise ValueError(
+                f"layer_norm: {name} is {parameter.dtype}; it must be {x.dtype}, as x is, or torch.float32"
+            )
     C = x.shape[-1]
     return x, (("C", C), ("R", x.numel() // C if C else 0)), ()
 

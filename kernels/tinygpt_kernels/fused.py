@@ -15,10 +15,12 @@ from .ops import visible_keys
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    if weight.dtype == x.dtype:
+    if weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
         return F.layer_norm(x, weight.shape, weight, bias, eps)
-    # F.layer_norm takes fp32 parameters with 16-bit inputs on a CPU and refuses them on a GPU.
-    return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps).to(x.dtype)
+    # F.layer_norm takes fp32 parameters with 16-bit inputs on a CPU and refuses them on a GPU; it wants both parameters alike.
+    wide = torch.promote_types(x.dtype, torch.float32)
+    bias = None if bias is None else bias.to(wide)
+    return F.layer_norm(x.to(wide), weight.shape, weight.to(wide), bias, eps).to(x.dtype)
 
 
 def _add_layer_norm(
