@@ -23,6 +23,16 @@ _cache = tempfile.TemporaryDirectory(prefix="tinygpt-tests-")
 os.environ["TINYGPT_CACHE"] = _cache.name
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """`pytest -n`: all tests of a file in one process, which share what is built or compiled for them.
+
+    Not among pyproject.toml's options: pytest-benchmark times nothing where it finds --dist there.
+    """
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadfile"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """`pytest -n auto`: a process a core, but no more than 8, since each takes 1 to 2 GB."""
