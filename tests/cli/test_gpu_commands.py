@@ -61,7 +61,7 @@ def test_what_is_missing_is_named(process, tmp_path):
         ("gpu-report --arch ninety", "'ninety' is no architecture"),
         ("gpu-report --args BLOCK=3", "name it as FILE:KERNEL"),
         ("gpu-report --backend cpp", "--backend cpp: there are kernels for GPUs of triton and cuda"),
-        ("gpu-report my.py:kernel --backend cuda", "no such file: my.py"),
+        (f"gpu-report {__file__}:kernel --backend cuda", "leave it out where you name your own"),
         ("tune --dtype bf16", "unknown dtype 'bf16'"),
         ("tune --head-dim 512", "--head-dim 512 is not within 1 to 256"),
         ("tune --list --clear", "not allowed together"),

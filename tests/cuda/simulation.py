@@ -40,11 +40,13 @@ def build():
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DTINYGPT_OUTPUT_DIRECTORY={FOLDER}",
         "-DTINYGPT_MODULE=OFF", "-DTINYGPT_SIMT=ON", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_FLAGS={FLAGS}",
     ]  # fmt: skip
-    if not (FOLDER / "build.ninja").exists():
-        configure.insert(1, "--fresh")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:  # several processes may test at once (pytest -n)
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (
+            FOLDER / "build.ninja"
+        ).exists():  # asked under the lock: it would delete what another process has just built
+            configure.insert(1, "--fresh")
         for command in (configure, ["cmake", "--build", str(FOLDER), "--target", "_simt"]):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:

@@ -42,7 +42,7 @@ def plan(args: GpuReport) -> Callable[[], int]:
     architectures = [_architecture(text) for text in args.arch]
     os.environ.pop(VARIABLE, None)  # an interpreted kernel cannot be compiled
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton's default, which warns that it will change
-    return lambda: _report(args, kernels, arguments, architectures)
+    return lambda: _report(args, kernels, arguments, architectures, backends or _BACKENDS)
 
 
 def _located(text: str) -> tuple[Path, str]:
@@ -73,16 +73,15 @@ def _architecture(text: str) -> int | str:
 
 
 def _report(
-    args: GpuReport, kernels: list[tuple[Path, str]], arguments: dict[str, object], architectures: list[int | str]
-) -> int:
+    args: GpuReport, kernels: list[tuple[Path, str]], arguments: dict[str, object], architectures: list[int | str],
+    backends: Sequence[str],
+) -> int:  # fmt: skip
     try:
         import triton  # noqa: F401
     except ModuleNotFoundError:
         raise UserError("triton is not installed; pip install triton (Linux)") from None
     found = (
-        _own(flat(args.backend) or _BACKENDS, args.every, architectures)
-        if not kernels
-        else _others(kernels, arguments, architectures, args)
+        _own(backends, args.every, architectures) if not kernels else _others(kernels, arguments, architectures, args)
     )
     if args.json:
         for name, report, figures in found:
